@@ -60,7 +60,7 @@ class ComputeScheduler(Sink):
             if following.stands_for == 1:
                 await self._compute((following,))
                 continue
-            for stretch in stretches(self._groups(following, self._position), self._program.hops):
+            for stretch in stretches(self._groups(following, self._position), self._program):
                 await self._compute(stretch)
                 if self._launched and following.stands_for < len(order):  # requests come and leave meanwhile
                     await asyncio.sleep(0)

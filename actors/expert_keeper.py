@@ -6,6 +6,7 @@ Holds:  nothing of its own.
 Fails:  naming the uploader, when an expert has not arrived; a failed computation is the compute scheduler's to report.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 
@@ -15,6 +16,9 @@ from actors.core.event import Event
 from actors.core.expert_store import ExpertStore
 from actors.core.message import READY, Message
 from actors.core.stage import Sink
+
+LOOK_SECONDS = 0.002
+"""Between two looks at what has not arrived: only a failure is told of then."""
 
 
 class ExpertKeeper(Sink):
@@ -45,6 +49,9 @@ class ExpertKeeper(Sink):
         self.wiring.meter.launched(messages[0], (event,), messages[0].at.index, groups=0)
 
     async def _see_them_land(self) -> None:
-        """Wait for one at a time: meanwhile others land, which then need no wait."""
+        """Ask now and then: a thread that waits for each would take time from the one that launches computations."""
         while self._coming:
-            await self.landed(self._coming.popleft())
+            message = self._coming.popleft()
+            while not message.event.done():  # noqa: ASYNC110 (nothing tells of it but a thread)
+                await asyncio.sleep(LOOK_SECONDS)
+            await self.landed(message)

@@ -17,7 +17,7 @@ from actors.disk_reader import DiskReader
 
 
 class ExpertReader(DiskReader):
-    """An expert that is kept in host memory passes it by. A guess is read while nothing else is."""
+    """An expert that is kept in host memory passes it by. A guess is read behind all else."""
 
     def __init__(self, source: IdleSource, host: Budget, store: ExpertStore) -> None:
         super().__init__(source, host)

@@ -1,9 +1,9 @@
 """Moves experts from host memory into device memory, as the uploader of weights does.
 
-Takes:  messages in a host slot, whose bytes may still be on their way.
+Takes:  messages in a host slot, whose bytes may still be on their way from the disk.
 Gives:  messages in a device slot, whose event is done when the copy has landed, with the host slot that they came from.
 Holds:  one device slot per expert from here until its computation has ended; where it is kept, until it goes.
-Fails:  when the device refuses the copy.
+Fails:  when the device refuses the copy; when the read that it waits for failed, whose error is the reader's.
 """
 
 from typing import Any
@@ -19,7 +19,8 @@ from actors.gpu_uploader import GpuUploader
 class ExpertUploader(GpuUploader):
     """Where host and device memory are the same there is no budget of its own: the slot is handed on.
 
-    A layer waits for its experts, so their copies wait for none in the H2D lane: only not for a slot there. What is
+    It waits for the disk itself, without a stager before it: a layer waits for its experts, and each actor that they
+    pass takes time. For the same reason their copies wait for none in the H2D lane, only for a slot there. What is
     computed on the host is handed on in its slot there.
     """
 
@@ -36,6 +37,11 @@ class ExpertUploader(GpuUploader):
             return await super().move(message, slot)
         await self.vacated(message, slot)
         return READY
+
+    async def _receive(self) -> Message[Any]:
+        message = await super()._receive()
+        await self.landed(message)
+        return message
 
     def _onward(self, message: Message[Any]) -> Message[Any] | None:
         return message if self._store.stays_on_host(message) else None

@@ -187,9 +187,13 @@ async def test_the_next_router_is_asked_beforehand(checkpoint: Path) -> None:
 async def test_reads_begin_before_what_is_there_is_launched(
     checkpoint: Path, said: list[Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU launching takes a few tenths of a millisecond, in which the disk would stand still."""
+    """On a GPU launching takes a few tenths of a millisecond, in which the disk would stand still.
+
+    And the thread that launches keeps the interpreter lock, which those that read need to begin.
+    """
     steps: list[str] = []
     want, read_into, launch = ExpertStore.want, CheckpointSource.read_into, CpuDevice.launch
+    hand_over = CheckpointSource.hand_over
 
     def wanted(self: ExpertStore, layer: int, experts: Sequence[int], **options: Any) -> int:
         reads = want(self, layer, experts, **options)
@@ -200,18 +204,24 @@ async def test_reads_begin_before_what_is_there_is_launched(
         steps.append("read")
         await read_into(self, key, buffer)
 
+    def handed_over(self: CheckpointSource) -> None:
+        steps.append("handed over")
+        hand_over(self)
+
     def launched(self: CpuDevice, *arguments: Any, **options: Any) -> Event:
         steps.append("launched")
         return launch(self, *arguments, **options)
 
     monkeypatch.setattr(ExpertStore, "want", wanted)
     monkeypatch.setattr(CheckpointSource, "read_into", reading)
+    monkeypatch.setattr(CheckpointSource, "hand_over", handed_over)
     monkeypatch.setattr(CpuDevice, "launch", launched)
     async with Model.open(checkpoint, device="cpu", context_tokens=64, gpu_experts=12) as model:
         assert await answers(model) == said
     some_are_there = [index for index, step in enumerate(steps) if step == "some are there"]
     assert some_are_there
-    assert all("launched" not in steps[index : steps.index("read", index)] for index in some_are_there)
+    before_launch = [steps[index : steps.index("launched", index)] for index in some_are_there]
+    assert all("read" in before and before[-1] == "handed over" for before in before_launch)
 
 
 def groups_needed(model: Model) -> int:

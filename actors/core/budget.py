@@ -78,6 +78,11 @@ class Slot:
         return self._budget.name
 
     @property
+    def is_leased(self) -> bool:
+        """Whether it has not been given back; when a line stops, all are."""
+        return not self._released
+
+    @property
     def stays(self) -> bool:
         """Whether it is the cell of a resident group, the same in every pass."""
         return self._cell.resident

@@ -1,7 +1,7 @@
-"""Guesses: experts of the next layer that are read while the disk stands still, until its router has spoken.
+"""Guesses: experts of the next layer that are read while the disk would stand still, until its router has spoken.
 
 Between the last read of a layer and the first of the next one the disk has nothing to do. A guess fills that gap: it
-is read while nothing else is, and in steps; the read of a wrong one ends with the step under way.
+is read when nothing else waits to be read, in steps; the read of a wrong one ends with the step under way.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -68,7 +68,7 @@ class IdleSource(WeightSource, Protocol):
     """Where weights come from, also while nobody needs any."""
 
     def read_while_idle(self, key: GroupKey, buffer: Buffer, guess: Perhaps) -> Coroutine[Any, Any, None]:
-        """As `read_into`, but while nothing else is read until the guess is decided; a wrong one is not read on."""
+        """As `read_into`, but behind all that is wanted until the guess is decided; a wrong one is not read on."""
 
 
 class Catalog(Protocol):
@@ -159,13 +159,15 @@ class PrefetchPolicy(Protocol):
 class Program(Protocol):
     """The compute scheduler runs it. One pass is one sweep over all groups, in compute order.
 
-    A class that inherits from it need not write `hops`, `arrive`, `prepare`, `check_in`, `stretch` and `ahead`.
+    A class that inherits from it need write `order`, `begin`, `step` and `finish` only.
     """
 
     order: Sequence[GroupKey]
     """Layer and name of every group of a pass, in compute order."""
     hops: Collection[GroupKey] = ()
     """The groups before which a pass comes from another line, that computes what comes before them."""
+    apart: Collection[GroupKey] = ()
+    """The groups that are never part of a stretch: in the middle of each the host waits."""
 
     async def begin(self) -> Any:
         """Wait until there is work, and return the state of one pass over it."""

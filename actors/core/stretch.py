@@ -1,27 +1,29 @@
 """A stretch: groups that stay, one behind the other in compute order, whose computations can be launched as one."""
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from actors.core.budget import Slot
-from actors.core.message import READY, GroupKey, Message
+from actors.core.message import READY, Message
+from actors.core.ports import Program
 
 MOST_GROUPS = 16
 """A pass that is not needed any more is left behind the stretch in hand, and a failure names the first of these."""
 
 
-def stretches(messages: Iterable[Message[Slot]], hops: Collection[GroupKey] = ()) -> Iterator[Sequence[Message[Slot]]]:
+def stretches(messages: Iterable[Message[Slot]], program: Program) -> Iterator[Sequence[Message[Slot]]]:
     """Cut groups that follow one another, the same in every pass; one that moves is the first, and alone.
 
-    One of the `hops` begins another stretch: something has to come before it.
+    One of the program's `hops` begins another stretch: something has to come before it. What is `apart` is alone, too.
     """
-    messages = iter(messages)
+    messages, hops, apart = iter(messages), program.hops, program.apart
     stretch = [*itertools.islice(messages, 1)]
     if not stretch[0].at.stays:
         yield stretch
         stretch = []
     for message in messages:
-        if stretch and (len(stretch) == MOST_GROUPS or message.key in hops):
+        alone = message.key in apart or (stretch and stretch[-1].key in apart)
+        if stretch and (len(stretch) == MOST_GROUPS or alone or message.key in hops):
             yield stretch
             stretch = []
         stretch.append(message)

@@ -5,7 +5,6 @@ from actors.disk_reader import DiskReader
 from actors.expert_keeper import ExpertKeeper
 from actors.expert_planner import ExpertPlanner
 from actors.expert_reader import ExpertReader
-from actors.expert_stager import ExpertStager
 from actors.expert_uploader import ExpertUploader
 from actors.gpu_uploader import GpuUploader
 from actors.pinned_stager import PinnedStager
@@ -17,7 +16,7 @@ ACTORS = (PLANNER, READER, STAGER, UPLOADER, SCHEDULER)
 """The actors of the weights, in order."""
 
 EXPERT_READER, EXPERT_UPLOADER, EXPERT_KEEPER = ExpertReader.name, ExpertUploader.name, ExpertKeeper.name
-EXPERT_HANDING_ON = (ExpertPlanner.name, ExpertStager.name)
+EXPERT_HANDING_ON = (ExpertPlanner.name,)
 """The actors of the experts, those that take time of a resource apart: the keeper counts that of computing them."""
 EXPERT_CPU = "expert_cpu"
 """The products of experts that the CPU computes for a device are counted as the work of an actor of this name."""

@@ -16,7 +16,6 @@ from actors.core.trace import Meter, Trace
 from actors.expert_keeper import ExpertKeeper
 from actors.expert_planner import ExpertPlanner
 from actors.expert_reader import ExpertReader
-from actors.expert_stager import ExpertStager
 from actors.expert_uploader import ExpertUploader
 from pipeline.engine.actor_names import EXPERT_COUNTER, EXPERT_CPU
 from pipeline.engine.expert_room import KIND, PLACE, ExpertRoom
@@ -91,7 +90,6 @@ class ExpertLine:
         line = (
             Line(planner, catalog=self.room.catalog, clock=self.clock, trace=trace, number=self.section)
             .then(ExpertReader(self.source, host, self.store), queue=queue)
-            .then(ExpertStager(), queue=queue)
             .then(ExpertUploader(self.room.device, behind[-1] if behind else None, self.store), queue=queue)
             .then(ExpertKeeper(self.store), queue=queue)
         )

@@ -2,35 +2,39 @@
 
 import asyncio
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 
 from actors.core.budget import Slot
 from actors.core.event import Event
 from actors.core.expert_cache import streams
 from actors.core.expert_store import ExpertStore
-from actors.core.message import READY, Message, ended
-from actors.core.ports import Copy
+from actors.core.message import READY, GroupKey, Message, ended
 from pipeline.devices.port import Device
-from pipeline.formats.parts import expert_index
+from pipeline.formats.parts import attends, expert_index, gives_logits
 from pipeline.generation.batching import Piece
 from pipeline.generation.expert_work import ExpertWork, NextRouter
 from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.host_experts import HostExperts, Run
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.routing_recorder import RoutingRecorder
-from pipeline.generation.token_experts import ID_DTYPE
 from pipeline.models.feed_forwards import Experts
+from pipeline.reading.source import CheckpointSource
 
-TURNS_TO_READ = 4
-"""Of the event loop, until the reads of what is wanted have begun: a turn each for the planner, the reader and the
-read, and one in which threads take it over."""
+TURNS_TO_READ = 3
+"""Of the event loop, until the reads of what is wanted have been asked for: the planner's, the reader's, the read's."""
 NEARLY_ALL = 0.9
 """A pass that uses this share of a layer's experts is taken to use those of the next one: the disk need not wait for
 its router."""
+
+
+Half: TypeAlias = Callable[[MicroBatch], None]
+"""What computes half a layer, or a part of it, for the rows of a micro-batch."""
 
 
 class Launch(Protocol):
@@ -61,10 +65,18 @@ class ExpertHalf:
     recorder: RoutingRecorder | None = None
 
     def __init__(
-        self, device: Device, store: ExpertStore, work: ExpertWork, host: HostExperts | None, *, lookahead: bool
+        self,
+        device: Device,
+        store: ExpertStore,
+        source: CheckpointSource,
+        work: ExpertWork,
+        host: HostExperts | None,
+        *,
+        lookahead: bool,
     ) -> None:
         self._device = device
         self._store = store
+        self._source = source
         self._work = work
         self._host = host
         self._lookahead = lookahead
@@ -81,19 +93,44 @@ class ExpertHalf:
             prompts = [len(piece.token_ids) > 1 or not piece.logit_rows for piece in pieces for _ in piece.token_ids]
             self.recorder.begin(prompts)
 
+    def computes(self, key: GroupKey) -> bool:
+        """Whether a group is that of a layer with experts."""
+        return not attends(key[1]) and not gives_logits(key[1]) and self._work.kind(key[0]) is not None
+
     def prepare(
         self, pass_: GenerationPass, message: Message[Slot], launch: Launch
     ) -> Coroutine[Any, Any, None] | None:
         """Choose experts for all rows of the pass, and launch them all; None where there are none, or no need."""
         kind = self._work.kind(message.layer)
-        if kind is not None and self._lookahead and message.at.stays:
+        if kind is not None and message.at.stays:
             self._stays[message.layer] = message.moved(message.at, READY)
         return None if kind is None or pass_.abandoned else self._run(kind, pass_, message, launch)
+
+    def with_choice(
+        self, pass_: GenerationPass, layer: int, attention: Half, repeats: Hashable
+    ) -> tuple[Half, Hashable]:
+        """An attention and the choice of the experts behind it, to be launched as one, and what that depends on.
+
+        The host waits for that choice, so each launch before it counts. An attention alone is given back as it is: of a
+        layer without experts, or whose other group moves or is not there; and where either does not repeat.
+        """
+        kind, message = self._work.kind(layer), self._staying(layer)
+        if kind is None or message is None or kind.routing.by_token:
+            return attention, repeats
+        rows, guesses = len(token_ids(pass_.pieces)), self._guesses(kind, pass_, layer)
+        if repeats is None or (choosing := _choosing(pass_, guesses)) is None:
+            return attention, repeats
+        pass_.chosen_of = layer
+        choose = functools.partial(self._work.choose_and_sort, message, kind, guesses, rows)
+        depends = (repeats, choosing, message.at.buffer.tensor.data_ptr())
+        return functools.partial(_one_after_the_other, attention, choose), depends
 
     def add_up(self, pass_: GenerationPass, message: Message[Slot], launch: Launch) -> list[Event] | None:
         """Launch the sum, behind the experts; None for a layer that has none."""
         if (kind := self._work.kind(message.layer)) is None:
             return None
+        if pass_.added_of == message.layer:
+            return [pass_.last]
         rows, repeats, ran = len(token_ids(pass_.pieces)), _repeats(pass_, "add up"), list[Event]()
         for part in pass_.parts:
             work = functools.partial(self._work.add_up, message, kind, rows, part)
@@ -108,22 +145,22 @@ class ExpertHalf:
 
     async def _run(self, kind: Experts, pass_: GenerationPass, message: Message[Slot], launch: Launch) -> None:
         rows, last = len(token_ids(pass_.pieces)), pass_.parts[-1]
-        guesses, known = self._guesses(kind, pass_, message), [self._known] if kind.routing.by_token else []
-        for part in pass_.parts[:-1]:
-            launch(message, pass_, part, functools.partial(self._work.choose, message, kind, part, guesses), known)
-        work = functools.partial(self._work.choose_and_sort, message, kind, last, guesses, rows)
-        others = [*known, *(part.last for part in pass_.parts[:-1])]
-        chosen = launch(message, pass_, last, work, others, _repeats(pass_, f"choose, guess {guesses is not None}"))
-        counts = await self._counts(kind, pass_, message, chosen, guesses)
-        ends = [0]
-        for count in counts:
-            ends.append(ends[-1] + count)
+        guesses, known = self._guesses(kind, pass_, message.layer), [self._known] if kind.routing.by_token else []
+        if pass_.chosen_of != message.layer:
+            for part in pass_.parts[:-1]:
+                launch(message, pass_, part, functools.partial(self._work.choose, message, kind, part, guesses), known)
+            work = functools.partial(self._work.choose_and_sort, message, kind, guesses, rows, last)
+            others = [*known, *(part.last for part in pass_.parts[:-1])]
+            launch(message, pass_, last, work, others, _choosing(pass_, guesses))
+        counts = await self._counts(kind, pass_, message)
+        ends = [0, *itertools.accumulate(counts)]
         wanted = [index for index, count in enumerate(counts) if count]
         split = None if self._host is None else self._host.split(self._work.ids(kind, rows), counts)
         if self._store.want(message.layer, wanted, streamed=streams(len(wanted), kind.count), split=split):
-            # Launching what is there takes longer than a turn, and the disk would stand still.
+            # Launching what is there takes longer, and the disk would stand still.
             for _ in range(TURNS_TO_READ):
                 await asyncio.sleep(0)
+            self._source.hand_over()
         if wanted:
             self._hint(kind, message, wanted, rows, guesses)
         left, before = len(wanted), READY
@@ -138,10 +175,8 @@ class ExpertHalf:
             if self._host is not None:
                 runs = self._multiply_on_host(self._host, kind, runs)
             if runs:
-                work, given = functools.partial(self._work.compute, kind, runs), [one for one, _, _ in runs]
-                short = self._work.is_short(runs)
-                event = launch(message, pass_, last, work, [one.event for one in given], short=short)
-                self._store.used(given, event)
+                event = self._compute(kind, pass_, message, launch, runs, are_last=not left and self._host is None)
+                self._store.used([one for one, _, _ in runs], event)
                 if self._work.at_once is not None:
                     # What comes meanwhile is next: behind all that was there it would keep slots that reads want.
                     await ended(before)
@@ -159,15 +194,43 @@ class ExpertHalf:
                 others.append(run)
         return others
 
-    def _guesses(self, kind: Experts, pass_: GenerationPass, message: Message[Slot]) -> NextRouter | None:
+    def _compute(
+        self,
+        kind: Experts,
+        pass_: GenerationPass,
+        message: Message[Slot],
+        launch: Launch,
+        runs: Sequence[Run],
+        *,
+        are_last: bool,
+    ) -> Event:
+        """Launch experts behind their arrival; where these are the last of the layer, and few, as one with the sum."""
+        part, after, short = pass_.parts[-1], [one.event for one, _, _ in runs], self._work.is_short(runs)
+        # Behind a choice that follows from tokens the host has not waited for the table's last launch.
+        repeats = _repeats(pass_, "multiply and add up") if are_last and not kind.routing.by_token else None
+        if repeats is None or (stored := self._work.list_few(runs)) is None:
+            work = functools.partial(self._work.compute, kind, runs)
+            return launch(message, pass_, part, work, after, short=short)
+        pass_.added_of, rows = message.layer, len(token_ids(pass_.pieces))
+        work = functools.partial(self._work.compute_few, message, kind, stored, rows, part)
+        return launch(message, pass_, part, work, after, (repeats, stored), short=short)
+
+    def _staying(self, layer: int) -> Message[Slot] | None:
+        """The group of a layer that has been computed with, and stays; None while a new run brings its bytes again."""
+        message = self._stays.get(layer)
+        return message if message is not None and message.at.is_leased else None
+
+    def _guesses(self, kind: Experts, pass_: GenerationPass, layer: int) -> NextRouter | None:
         """Whom to ask beforehand: the next router, where that is wished and its group stays.
 
-        While a new run of the line brings its bytes again, the guess is a bad one.
+        Not where a choice follows from tokens: either is known then, and the host waits for none.
         """
-        layer, following = self._work.next_kind(message.layer) or (-1, kind)
-        if layer not in self._stays or following.chosen != kind.chosen or following.routing.by_token:
+        if not self._lookahead or kind.routing.by_token:
             return None
-        return self._stays[layer], pass_.padded_rows
+        later, following = self._work.next_kind(layer) or (-1, kind)
+        if (message := self._staying(later)) is None or following.chosen != kind.chosen or following.routing.by_token:
+            return None
+        return message, pass_.padded_rows
 
     def _hint(
         self,
@@ -193,24 +256,12 @@ class ExpertHalf:
                     weights[index] += kind.chosen - rank
             self._store.guess(group.layer, [index for index, _ in weights.most_common()])
 
-    async def _counts(
-        self,
-        kind: Experts,
-        pass_: GenerationPass,
-        message: Message[Slot],
-        chosen: Event,
-        guesses: NextRouter | None,
-    ) -> list[int]:
+    async def _counts(self, kind: Experts, pass_: GenerationPass, message: Message[Slot]) -> list[int]:
         """How many rows have chosen each expert; none where choosing has failed, which the sum fails with, too."""
-        rows, ids = len(token_ids(pass_.pieces)), self._work.ids_memory
+        chosen, rows = pass_.last, len(token_ids(pass_.pieces))
         of_tokens = self._work.of_tokens if kind.routing.by_token else None
         if of_tokens is not None and self._host is None:  # which must have the rows that the CPU computes
             return self._counted(kind, message, of_tokens.of_tokens(message.layer, rows))
-        if ids is not self._work.ids_on_host:
-            row_bytes = kind.chosen * ID_DTYPE.itemsize
-            firsts = [0] if guesses is None else [0, guesses[1]]
-            copies = [Copy(first * row_bytes, first * row_bytes, rows * row_bytes) for first in firsts]
-            chosen = self._device.download(ids, self._work.ids_on_host, copies, (chosen,))
         if self._host is not None:
             chosen = self._host.fetch(self._work.inputs_memory, rows, chosen)
         await self._device.ended_soon(chosen)
@@ -221,7 +272,7 @@ class ExpertHalf:
     def _counted(self, kind: Experts, message: Message[Slot], ids_TK: torch.Tensor) -> list[int]:
         if self.recorder is not None:
             self.recorder.chosen(message.layer, ids_TK.numpy())
-        counts: list[int] = ids_TK.flatten().bincount(minlength=kind.count).tolist()
+        counts: list[int] = np.bincount(ids_TK.numpy().reshape(-1), minlength=kind.count).tolist()
         return counts
 
 
@@ -229,3 +280,12 @@ def _repeats(pass_: GenerationPass, what: str) -> Hashable:
     """What is launched for one micro-batch is always the same where each of its rows has a token."""
     full = len(pass_.parts) == 1 and pass_.padded_rows == len(token_ids(pass_.pieces))
     return (what, pass_.padded_rows) if full else None
+
+
+def _choosing(pass_: GenerationPass, guesses: NextRouter | None) -> Hashable:
+    return _repeats(pass_, f"choose, guess {guesses is not None}")
+
+
+def _one_after_the_other(attention: Half, choose: Half, part: MicroBatch) -> None:
+    attention(part)
+    choose(part)

@@ -11,7 +11,8 @@ import torch
 
 from actors.core.budget import Slot
 from actors.core.message import GroupKey, Message
-from pipeline.devices.memory import HostMemory, Memory
+from actors.core.ports import Copy
+from pipeline.devices.memory import HostMemory, Memory, copy_bytes
 from pipeline.devices.port import Device
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.pass_buffers import PassBuffers
@@ -66,6 +67,10 @@ class ExpertWork:
         self._places: dict[int, Any] = {}
         self._compiled: set[tuple[object, object]] = set()
         self.ids_on_host = ids if isinstance(ids, HostMemory) else device.host_memory(sizes[IDS])
+        if self._kernels is not None:
+            table = device.plain_memory(self._kernels.FEW_TILES * self._kernels.LINE_BYTES)
+            self._tiles = table.tensor.view(torch.int64).view(self._kernels.FEW_TILES, -1).numpy()
+            self._seen_tiles = device.seen(table).view(torch.int64).view(self._kernels.FEW_TILES, -1)
 
     @staticmethod
     def sizes(
@@ -97,11 +102,6 @@ class ExpertWork:
         return max(1, LAUNCH_BYTES * len(self._expert_catalog.order) // self._expert_catalog.needed_bytes)
 
     @property
-    def ids_memory(self) -> Memory:
-        """Where the chosen experts of all rows lie, int32 [T, K]; behind the padded rows those that were guessed."""
-        return self._memory[IDS]
-
-    @property
     def inputs_memory(self) -> Memory:
         """Where the rows lie that experts get, [T, D]."""
         return self._memory[INPUTS]
@@ -126,7 +126,10 @@ class ExpertWork:
         return [] if self.of_tokens is None else self.of_tokens.of_tokens(layer, rows).unique().tolist()
 
     def ids(self, kind: Experts, rows: int, first: int = 0) -> torch.Tensor:
-        """The experts that rows of the pass have chosen, int32 [T, K] in host memory, from the first on or a later."""
+        """The experts that rows of the pass have chosen, int32 [T, K] in host memory, from the first on or a later.
+
+        Behind the padded rows are those that were guessed.
+        """
         begin, end = first * kind.chosen, (first + rows) * kind.chosen
         return self.ids_on_host.tensor.view(ID_DTYPE)[begin:end].view(rows, kind.chosen)
 
@@ -163,14 +166,21 @@ class ExpertWork:
         self,
         message: Message[Slot],
         kind: Experts,
-        part: MicroBatch,
         guesses: NextRouter | None,
         rows: int,
+        part: MicroBatch,
     ) -> None:
-        """The same of the last micro-batch; then bring the places of all rows into the order of their experts."""
+        """The same of the last micro-batch; then bring the places of all rows into the order of their experts.
+
+        And the ids to the host, those of guesses, too.
+        """
         self.choose(message, kind, part, guesses)
         ids = self._ranks(IDS, ID_DTYPE, kind)[:rows].flatten()
         torch.argsort(ids, stable=True, out=self._order()[: len(ids)])
+        if (memory := self._memory[IDS]) is not self.ids_on_host:
+            row_bytes = kind.chosen * ID_DTYPE.itemsize
+            begins = [0] if guesses is None else [0, guesses[1] * row_bytes]
+            copy_bytes(memory, self.ids_on_host, [Copy(begin, begin, rows * row_bytes) for begin in begins])
 
     def compute(self, kind: Experts, runs: Sequence[tuple[Message[Slot], int, int]]) -> None:
         """Multiply by some experts: each with where the rows that use it begin and end in the order."""
@@ -214,6 +224,36 @@ class ExpertWork:
             kernels.multiply(kind.expert, each[0][0], [run for _, run in each], *rows)
             self._compiled.add(stored)
         return alone
+
+    def list_few(self, runs: Sequence[tuple[Message[Slot], int, int]]) -> Any:
+        """Write a table of a few experts for `compute_few`: how they are stored; None where it cannot have them.
+
+        A launch that is recorded finds the table at the same place each time. None by the one before is to come:
+        the host has waited for a router's choice behind that.
+        """
+        if (kernels := self._kernels) is None or not self.is_short(runs):
+            return None
+        each = [self._places[self._alike(message.key)] for message, _, _ in runs]
+        slots = [message.at.buffer.tensor.data_ptr() for message, _, _ in runs]
+        tiles = kernels.tiles(
+            [
+                ([slot + offset for offset in places.offsets], first, last)
+                for places, slot, (_, first, last) in zip(each, slots, runs, strict=True)
+            ]
+        )
+        if len(tiles) > len(self._tiles) or len({(places.wide, places.down) for places in each}) > 1:
+            return None
+        self._tiles[:, 1] = 0
+        self._tiles[: len(tiles)] = tiles
+        return each[0].wide, each[0].down
+
+    def compute_few(self, message: Message[Slot], kind: Experts, stored: Any, rows: int, part: MicroBatch) -> None:
+        """Multiply by the experts of the table, the last ones of a layer, and add up."""
+        between = self._memory[BETWEEN].tensor.view(self._dtype)
+        given = self._rows(INPUTS), self._order(), kind.chosen, between, self._rows(OUTPUTS)
+        if self._kernels is not None:
+            self._kernels.multiply_tiles(kind.expert, *stored, self._seen_tiles, *given)
+        self.add_up(message, kind, rows, part)
 
     def is_short(self, runs: Sequence[tuple[Message[Slot], int, int]]) -> bool:
         """Whether these are few launches, of kernels that have been compiled."""

@@ -18,6 +18,8 @@ class GenerationPass:
     """The state of one pass over T tokens, of one or more sequences.
 
     One that is `ahead` begins before the host knows its tokens. `in_stretches` counts groups that were launched so.
+    `chosen_of` is the layer whose router's choice was launched with the attention before it, and `added_of` that whose
+    sum was launched with its last experts; -1 for none.
     """
 
     pieces: list[Piece]
@@ -27,6 +29,8 @@ class GenerationPass:
     embedded: Event = READY
     ahead: bool = False
     in_stretches: int = 0
+    chosen_of: int = -1
+    added_of: int = -1
 
     @property
     def blocks(self) -> list[Block]:

@@ -14,7 +14,7 @@ from actors.core.ports import Program
 from pipeline.devices.port import Device
 from pipeline.formats.parts import ATTN, FFN, HEAD, attends, gives_logits, kind_of
 from pipeline.generation.batching import Piece
-from pipeline.generation.expert_half import ExpertHalf
+from pipeline.generation.expert_half import ExpertHalf, Half
 from pipeline.generation.fetched_rows import fetch_rows
 from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.head import Head
@@ -62,6 +62,7 @@ class Section(Program):
         expert_half: ExpertHalf | None = None,
     ) -> None:
         self.order: Sequence[GroupKey] = catalog.order
+        self.apart = frozenset(key for key in self.order if expert_half is not None and expert_half.computes(key))
         self.embedding = embedding
         self.head = head
         self.expert_half = expert_half
@@ -189,7 +190,7 @@ class Section(Program):
     def stretch(self, pass_: GenerationPass, messages: Sequence[Message[Slot]]) -> Sequence[Event]:
         """Launch groups that stay as one, where that repeats: in one micro-batch of a pass that only chooses."""
         sized = len(pass_.parts) == 1 and pass_.padded_rows in self._row_blocks.repeated
-        if not sized or not pass_.choosing or pass_.scored is not None or self.expert_half is not None:
+        if not sized or not pass_.choosing or pass_.scored is not None or messages[0].key in self.apart:
             return []
         repeats = self._work.stretch_repeats(pass_, messages)
         key = repeats and self._records.admit((messages[0].key, pass_.padded_rows, repeats), len(messages))
@@ -216,7 +217,9 @@ class Section(Program):
     def _launch_attention(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
         kv, arrived = self._cache.layer(message.layer)
         repeats = self._work.attention_repeats(pass_, message.layer)
-        half = functools.partial(self._work.attention, message, kv)
+        half: Half = functools.partial(self._work.attention, message, kv)
+        if self.expert_half is not None:
+            half, repeats = self.expert_half.with_choice(pass_, message.layer, half, repeats)
         return self._launch_half(pass_, message, half, arrived, repeats=repeats)
 
     def _launch_ffn(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
@@ -231,7 +234,7 @@ class Section(Program):
         self,
         pass_: GenerationPass,
         message: Message[Slot],
-        half: Callable[[MicroBatch], None],
+        half: Half,
         *arrived: Event,
         repeats: Hashable = None,
     ) -> list[Event]:

@@ -128,8 +128,8 @@ class SectionRuntime(Runtime):
         tables, checkpoint, padded = drawn.groups.tables, self.shared.checkpoint, blocks.padded(rows)
         known = TokenExperts.of(drawn.model, tables, checkpoint, padded, self.device)
         work = ExpertWork(drawn.model, drawn.catalog, experts, self.device, drawn.dtype, blocks, buffers, rows, known)
-        host = self._host_experts(self.expert_line)
-        return ExpertHalf(self.device, self.expert_line.store, work, host, lookahead=self.settings.lookahead)
+        store, host = self.expert_line.store, self._host_experts(self.expert_line)
+        return ExpertHalf(self.device, store, self.source, work, host, lookahead=self.settings.lookahead)
 
     def _host_experts(self, line: ExpertLine) -> HostExperts | None:
         """What lets the CPU compute experts for another device, if the settings say so."""

@@ -3,7 +3,8 @@
 By themselves they would take ten launches each, and a pass would wait for the host. A row has the same bits in whatever
 company of rows and experts, but not those of single products, which add up in another order.
 
-Letters in names: T tokens of this pass, D hidden, K experts that a token uses, P places in the order of experts.
+Letters in names: T tokens of this pass, D hidden, K experts that a token uses, P places in the order of experts, C
+tiles of a table, each a line of L numbers.
 """
 
 import functools
@@ -21,6 +22,9 @@ from pipeline.formats.matrix import Weights
 from pipeline.models import grouped_kernels
 from pipeline.models.feed_forwards import FeedForward
 
+FEW_TILES = 8
+"""In the table of a launch that is recorded, which is the same for as many or fewer."""
+LINE_BYTES = grouped_kernels.LINE.value * torch.int64.itemsize
 TILE_ROWS = 16
 """Rows of one expert that a program multiplies by; the least that tensor cores take."""
 MANY_ROWS = 64
@@ -110,16 +114,34 @@ def multiply(
     Place p of the order is of rank `order_P[p] % chosen` of row `order_P[p] // chosen`, and row `order_P[p]` of the
     output has its result. `between_PF` is memory for what comes between the products.
     """
-    lines = [
+    table_CL = torch.tensor(tiles(runs), dtype=torch.int64).to(input_TD.device, non_blocking=True)
+    multiply_tiles(kind, stored.wide, stored.down, table_CL, input_TD, order_P, chosen, between_PF, output_PD)
+
+
+def tiles(runs: Sequence[tuple[Sequence[int], int, int]]) -> list[list[int]]:
+    """The lines of the table, of `LINE` numbers each."""
+    return [
         [begin, min(last - begin, TILE_ROWS), *addresses]
         for addresses, first, last in runs
         for begin in range(first, last, TILE_ROWS)
     ]
-    table = torch.tensor(lines, dtype=torch.int64).to(input_TD.device, non_blocking=True)
-    wide, down = stored.wide, stored.down
+
+
+def multiply_tiles(
+    kind: FeedForward,
+    wide: Stored,
+    down: Stored,
+    table_CL: torch.Tensor,
+    input_TD: torch.Tensor,
+    order_P: torch.Tensor,
+    chosen: int,
+    between_PF: torch.Tensor,
+    output_PD: torch.Tensor,
+) -> None:
+    """Do that by a table of C tiles. Of one without rows nothing else counts."""
     columns, settings = wide.shape[1], _settings(wide, input_TD.dtype)
-    grid = (triton.cdiv(kind.size, settings["F"]), len(lines))
-    given = (input_TD, order_P, table, between_PF, chosen, kind.size, columns, *_steps(wide))
+    grid = (triton.cdiv(kind.size, settings["F"]), len(table_CL))
+    given = (input_TD, order_P, table_CL, between_PF, chosen, kind.size, columns, *_steps(wide))
     if (clamp := kind.clamp) is None:
         grouped_kernels.channels[grid](*given, ACTIVATION=kind.activation, R=TILE_ROWS, **settings)
     else:
@@ -127,8 +149,8 @@ def multiply(
         grouped_kernels.clamped_channels[grid](*given, *bounds, BIAS=bias, R=TILE_ROWS, **settings)
     rows, columns = down.shape
     settings = _settings(down, input_TD.dtype)
-    grid = (triton.cdiv(rows, settings["F"]), len(lines))
-    given = (between_PF, order_P, table, output_PD, rows, columns, *_steps(down))
+    grid = (triton.cdiv(rows, settings["F"]), len(table_CL))
+    given = (between_PF, order_P, table_CL, output_PD, rows, columns, *_steps(down))
     grouped_kernels.down[grid](*given, BIAS=LANGUAGE[down.bias], R=TILE_ROWS, **settings)
 
 

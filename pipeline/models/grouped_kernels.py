@@ -3,8 +3,8 @@
 A program multiplies up to 16 rows of one expert by some rows of its matrices, which it finds by their addresses. The
 columns are added up in the same order for each row, whatever the other rows and experts of the launch are.
 
-A line of the table is a tile: where its rows begin in the order of experts, how many there are, and the addresses of
-the numbers and scales of gate, up and down, and of the biases of the first of these and of the last.
+A line of the table is a tile: where its rows begin in the order of experts, how many there are, none where there is no
+tile, and the addresses of the numbers and scales of gate, up and down, and of the biases of the first and the last.
 Letters: R rows of a tile, F rows of a matrix, G rows of one whose gate and up take turns, D its columns, K experts that
 a token uses.
 """
@@ -92,6 +92,8 @@ def channels(x, order, table, out, chosen, rows, columns, row_step, column_step,
     """Gate and up of the rows `x`, [T, columns], into `out`, [places in the order, rows]."""
     line = table + tl.program_id(1) * LINE
     first, count = tl.load(line), tl.load(line + 1)
+    if count == 0:
+        return
     place_R = tl.arange(0, R)
     row_F, used_R = tl.program_id(0) * F + tl.arange(0, F), place_R < count
     x_R = tl.load(order + first + place_R, mask=used_R, other=0) // chosen
@@ -138,6 +140,8 @@ def clamped_channels(x, order, table, out, chosen, rows, columns, row_step, colu
     """The same of one matrix in which gate and up take turns, with the gate of `row_kernels.clamped_gate`."""
     line = table + tl.program_id(1) * LINE
     first, count = tl.load(line), tl.load(line + 1)
+    if count == 0:
+        return
     place_R = tl.arange(0, R)
     G: tl.constexpr = 2 * F
     row_G, used_R = tl.program_id(0) * G + tl.arange(0, G), place_R < count
@@ -165,6 +169,8 @@ def down(x, order, table, out, rows, columns, row_step, column_step, scale_step,
     """The last product of `x`, [places in the order, columns], into `out`, [places in the pass, rows]."""
     line = table + tl.program_id(1) * LINE
     first, count = tl.load(line), tl.load(line + 1)
+    if count == 0:
+        return
     place_R = tl.arange(0, R)
     row_F, used_R = tl.program_id(0) * F + tl.arange(0, F), place_R < count
     numbers, scales = address(line + DOWN, NUMBERS), address(line + DOWN + 1, SCALES)

@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Sequence
 from aiofiles.os import wrap
 
 from actors.core.operation import foretell
+from actors.core.ports import Perhaps
 from pipeline.groups.layout import Window
 from pipeline.reading.reading_lane import (
     Disk,
     Landed,
-    MostBytes,
     ReadingLane,
     ReadingLanes,
+    step_bytes,
     unheeded,
 )
 from pipeline.system.threads import Threads, outlast
@@ -29,14 +30,23 @@ class AiofilesLanes(ReadingLanes["AiofilesLane"]):
         self._free = asyncio.Semaphore(count)
         self._calls = 0
         self._changed = threading.Condition()
+        self._rests = asyncio.Event()
 
     async def read(
-        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, most: MostBytes | None = None
+        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, guess: Perhaps | None = None
     ) -> None:
-        """As `ReadingLanes.read`."""
+        """As `ReadingLanes.read`. A guess begins when nothing is read."""
+        if guess is not None:
+            guess.decided = self._rests.set
+            while self._calls and guess.wanted is None:
+                self._rests.clear()
+                await self._rests.wait()
+            if not guess.goes_on():
+                return
+            guess.begun = True
         shared = deque(chunks)
-        lanes = min(len(chunks), len(self._lanes) if most is None else 1)
-        workers = [self._read_shared(shared, buffer, landed, most) for _ in range(lanes)]
+        lanes = min(len(chunks), len(self._lanes) if guess is None else 1)
+        workers = [self._read_shared(shared, buffer, landed, guess) for _ in range(lanes)]
         self._count_calls(1)
         try:
             # With return_exceptions a gather ends only after its last worker, even when it is cancelled.
@@ -45,6 +55,7 @@ class AiofilesLanes(ReadingLanes["AiofilesLane"]):
                     raise outcome
         finally:
             self._count_calls(-1)
+            self._rests.set()
 
     async def aclose(self) -> None:
         """As `ReadingLanes.aclose`."""
@@ -64,12 +75,12 @@ class AiofilesLanes(ReadingLanes["AiofilesLane"]):
             self._changed.notify_all()
 
     async def _read_shared(
-        self, chunks: deque[Window], buffer: memoryview, landed: Landed, most: MostBytes | None
+        self, chunks: deque[Window], buffer: memoryview, landed: Landed, guess: Perhaps | None
     ) -> None:
         async with self._free:
             lane = self._idle.pop()
             try:
-                await lane.read(chunks, buffer, landed, most)
+                await lane.read(chunks, buffer, landed, guess)
             finally:
                 self._idle.append(lane)
 
@@ -82,12 +93,12 @@ class AiofilesLane(ReadingLane):
         self._thread = Threads(1, name)
         self._read_on_thread = wrap(self._read)
 
-    async def read(self, chunks: deque[Window], buffer: memoryview, landed: Landed, most: MostBytes | None) -> None:
+    async def read(self, chunks: deque[Window], buffer: memoryview, landed: Landed, guess: Perhaps | None) -> None:
         """Take chunks, which lanes share, and read them until none is left; after an error none is left for others."""
         try:
             while chunks:
                 chunk = chunks.popleft()
-                if not await self._read_chunk(chunk, buffer, chunks, most):
+                if not await self._read_chunk(chunk, buffer, chunks, guess):
                     return
                 landed(chunk)
         except Exception as error:
@@ -101,12 +112,12 @@ class AiofilesLane(ReadingLane):
         self._thread.shutdown()
 
     async def _read_chunk(
-        self, chunk: Window, buffer: memoryview, chunks: deque[Window], most: MostBytes | None
+        self, chunk: Window, buffer: memoryview, chunks: deque[Window], guess: Perhaps | None
     ) -> bool:
         """Say whether the chunk is whole."""
         position, end = chunk.start, self._end(chunk)
         while position < end:
-            if (step := None if most is None else most()) == 0:
+            if (step := step_bytes(guess)) == 0:
                 return False
             reading = self._read_on_thread(chunk, position, buffer, step, executor=self._thread)
             position += await self._finish(reading, chunks)

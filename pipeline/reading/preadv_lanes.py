@@ -1,43 +1,62 @@
 """The way "preadv": threads share the chunks of a call, and the one that ends the last of them wakes the event loop."""
 
 import asyncio
+import functools
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from queue import SimpleQueue
 
 from actors.core.operation import foretell
+from actors.core.ports import Perhaps
 from pipeline.groups.layout import Window
 from pipeline.reading.reading_lane import (
     Disk,
     Landed,
-    MostBytes,
     ReadingLane,
     ReadingLanes,
+    step_bytes,
     unheeded,
 )
 from pipeline.system.threads import outlast, tell
 
+HAND_OVER_SECONDS, LOOK_SECONDS = 0.0005, 0.00002
+"""How long threads that are asked are waited for, and how often they are looked at: one wakes up in 0.06 ms."""
+
 
 class PreadvLanes(ReadingLanes["PreadvLane"]):
-    """Reads with positioned reads, which need neither a seek nor the event loop: it wakes up once for each call."""
+    """Reads with positioned reads, which need neither a seek nor the event loop: it wakes up once for each call.
+
+    Threads look for a call as often as they are asked to. They find those that are wanted in their order, and then a
+    guess: so that begins behind the last read of what is wanted, and no thread waits for the loop in between.
+    """
 
     def __init__(self, name: str, count: int, disk: Disk) -> None:
         self._name = name
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._asked: SimpleQueue[bool] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._wanted: deque[_Call] = deque()
+        self._guessed: deque[_Call] = deque()
+        self._guess: _Call | None = None
         self._threads: list[threading.Thread] = []
         super().__init__([PreadvLane(disk) for _ in range(count)])
 
     async def read(
-        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, most: MostBytes | None = None
+        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, guess: Perhaps | None = None
     ) -> None:
         """As `ReadingLanes.read`."""
         if not chunks:
             return
         self._start()
-        call = _Call(chunks, buffer, landed, most)
-        for _ in range(min(len(chunks), len(self._lanes) if most is None else 1)):
-            self._calls.put(call)
+        call = _Call(chunks, buffer, landed, guess)
+        if guess is None:
+            self._ask(self._wanted, call, min(len(chunks), len(self._lanes)))
+        else:
+            guess.decided = functools.partial(self._decided, call, guess)
+            self._ask(self._guessed, call)
+            if guess.wanted is not None:
+                guess.decided()
         try:
             await call.failed.wait()
             if call.error is not None:
@@ -50,11 +69,34 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
         if call.error is not None:
             raise call.error
 
+    def hand_over(self) -> None:
+        """As `ReadingLanes.hand_over`."""
+        give_up = time.perf_counter() + HAND_OVER_SECONDS
+        while self._wanted and not all(lane.serves for lane in self._lanes) and time.perf_counter() < give_up:
+            time.sleep(LOOK_SECONDS)
+
     async def aclose(self) -> None:
         """As `ReadingLanes.aclose`."""
         for _ in self._threads:
-            self._calls.put(None)
+            self._asked.put(False)
         await asyncio.to_thread(self._join)
+
+    def _ask(self, calls: "deque[_Call]", call: "_Call", times: int = 1) -> None:
+        with self._lock:
+            calls.extend([call] * times)
+        for _ in range(times):
+            self._asked.put(True)
+
+    def _decided(self, call: "_Call", guess: Perhaps) -> None:
+        """Let a right guess go with what is wanted, and a wrong one end."""
+        with self._lock:
+            if waits := call in self._guessed:
+                self._guessed.remove(call)
+        if not guess.goes_on():
+            call.stop()
+        elif waits:
+            self._ask(self._wanted, call)
+        self._leave(call)
 
     def _start(self) -> None:
         """With the first read, so that a source that never reads has no threads to end."""
@@ -70,20 +112,48 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
 
     def _serve(self, lane: "PreadvLane") -> None:
         """The work of a thread."""
-        while (call := self._calls.get()) is not None:
-            call.serve(lane)
+        while self._asked.get():
+            if (call := self._next()) is not None:
+                lane.serves = True
+                call.serve(lane)
+                lane.serves = False
+                self._leave(call)
             del call  # it refers to the buffer
+
+    def _next(self) -> "_Call | None":
+        """What is wanted, or else a guess, if no other one is being read."""
+        with self._lock:
+            if self._wanted:
+                return self._wanted.popleft()
+            if self._guess is None and self._guessed:
+                self._guess = self._guessed.popleft()
+                return self._guess
+            return None
+
+    def _leave(self, call: "_Call") -> None:
+        """Look for the next guess behind one that was read, or is wanted."""
+        with self._lock:
+            if self._guess is not call:
+                return
+            self._guess = None
+            more = bool(self._guessed)
+        if more:
+            self._asked.put(True)
 
 
 class PreadvLane(ReadingLane):
-    """The work of one thread."""
+    """The work of one thread; whether it `serves` a call."""
 
-    def read_chunk(self, chunk: Window, buffer: memoryview, most: MostBytes | None = None) -> bool:
+    serves = False
+
+    def read_chunk(self, chunk: Window, buffer: memoryview, guess: Perhaps | None = None) -> bool:
         """Read a chunk, as far as its file goes, and say whether it is whole. Raises as `ReadingLanes.read`."""
         position, end = chunk.start, self._end(chunk)
         while position < end:
-            if (step := None if most is None else most()) == 0:
+            if (step := step_bytes(guess)) == 0:
                 return False
+            if guess is not None:
+                guess.begun = True
             position += self._read(chunk, position, buffer, step)
         self._disk.check_unchanged(chunk.file, end)
         return True
@@ -95,13 +165,13 @@ class _Call:
     `failed` is set before that if there is an error: another thread may hang.
     """
 
-    def __init__(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed, most: MostBytes | None) -> None:
+    def __init__(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed, guess: Perhaps | None) -> None:
         self.failed = asyncio.Event()
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self._buffer = buffer
         self._landed = landed
-        self._most = most
+        self._guess = guess
         self._waiting = deque(chunks)
         self._left = len(chunks)
         self._loop = asyncio.get_running_loop()
@@ -111,7 +181,7 @@ class _Call:
         """In a lane's thread: read chunks while one waits."""
         while (chunk := self._take()) is not None:
             try:
-                if lane.read_chunk(chunk, self._buffer, self._most):
+                if lane.read_chunk(chunk, self._buffer, self._guess):
                     self._landed(chunk)
                 else:
                     self.stop()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
 
+from actors.core.ports import Perhaps
 from pipeline.checkpoints.shard import FileIdentity, Shard
 from pipeline.errors import CheckpointError
 from pipeline.groups.layout import Window
@@ -29,8 +30,15 @@ def unheeded(chunk: Window) -> None:
     """Chunks that have landed are not reported."""
 
 
-MostBytes: TypeAlias = Callable[[], int | None]
-"""How many bytes may be read next, None for all; 0 once they are not wanted any more. Asked on any thread."""
+STEP_BYTES = 4 << 20
+"""So much of a guess is on its way at a time: about what a disk of 2 GB/s gives in the 2 ms until it is decided."""
+
+
+def step_bytes(guess: Perhaps | None) -> int | None:
+    """How many bytes may be read next, None for all: a step until a guess is decided, and 0 of a wrong one."""
+    if guess is None or guess.wanted:
+        return None
+    return STEP_BYTES if guess.goes_on() else 0
 
 
 class Disk:
@@ -132,15 +140,22 @@ class ReadingLanes(ABC, Generic[SomeLane]):
 
     @abstractmethod
     async def read(
-        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, most: MostBytes | None = None
+        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, guess: Perhaps | None = None
     ) -> None:
         """Read these chunks into `buffer`. After an error or a cancellation no further one is begun.
 
-        With `most` one lane reads, and asks before each read.
+        A `guess` is read by one lane, one guess at a time, which begins when nothing else waits for it, or is decided.
+        Of a wrong one nothing is read but the step under way: then the bytes are not whole.
 
         Raises:
             CheckpointError: a file is not what it was when its header was read.
             OSError: the disk failed twice at one place; the message names the offset and the file.
+        """
+
+    def hand_over(self) -> None:
+        """Block this thread, for less than a millisecond, until threads have begun with what they were asked for.
+
+        They need the interpreter lock, and get it late from a thread that goes on working.
         """
 
     @abstractmethod

@@ -2,7 +2,6 @@
 
 import asyncio
 import ctypes
-import functools
 import logging
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from pipeline.groups.layout import HostLayout, Window
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.lanes import LANES
 from pipeline.reading.reading import Reading
-from pipeline.reading.reading_lane import Disk, MostBytes
+from pipeline.reading.reading_lane import Disk
 from pipeline.reading.rows import RowReader
 from pipeline.system.page_cache import BLOCK_BYTES
 from pipeline.system.threads import Threads, outlast
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from pipeline.devices.memory import HostMemory
 
 logger = logging.getLogger("penstock")
-STEP_BYTES = 1 << 20
-"""So much of what may be wanted no more is on its way at a time: a disk of 2.4 GB/s gives nine tenths of that."""
 
 
 class CheckpointSource:
@@ -88,17 +85,15 @@ class CheckpointSource:
         await self._read_group(key, buffer, None)
 
     async def read_while_idle(self, key: GroupKey, buffer: "HostMemory", guess: Perhaps) -> None:
-        """As `read_into` once the guess is right. Until that is known, read while no group is; no more if it is wrong.
+        """As `read_into` once the guess is right. Until that is known, read when a lane has nothing else to begin.
 
         The bytes of a wrong guess are not whole.
         """
-        guess.decided = self._rests.set
-        while self._groups_in_flight and guess.wanted is None:
-            self._rests.clear()
-            await self._rests.wait()
-        if guess.goes_on():
-            guess.begun = True
-            await self._read_group(key, buffer, functools.partial(_most_bytes, guess))
+        await self._read_group(key, buffer, guess)
+
+    def hand_over(self) -> None:
+        """Let threads begin with reads that were asked for, before this one works on; blocks it for a moment."""
+        self._lanes.hand_over()
 
     async def rested(self, groups: int) -> None:
         """Wait until no group is being read, or until so many have been since the beginning."""
@@ -115,14 +110,14 @@ class CheckpointSource:
         if self.checksums is not None:
             await self.checksums.aclose()
 
-    async def _read_group(self, key: GroupKey, buffer: "HostMemory", most: MostBytes | None) -> None:
+    async def _read_group(self, key: GroupKey, buffer: "HostMemory", guess: Perhaps | None) -> None:
         layout = self._layouts[key]
         view = buffer.view
         self._check(view, layout.slot_bytes)
         self._groups_in_flight += 1
         try:
-            await self._read(key, tuple(self._chunks(layout)), view, most)
-            if most is not None and most() == 0:
+            await self._read(key, tuple(self._chunks(layout)), view, guess)
+            if guess is not None and not guess.goes_on():
                 return
             await self._move(layout.moves, view)
         finally:
@@ -132,25 +127,25 @@ class CheckpointSource:
         self._bytes_needed += layout.needed_bytes
         self._group_bytes[key] += sum(self._length(window) for window in layout.windows)
 
-    async def _read(self, key: GroupKey, chunks: Sequence[Window], view: memoryview, most: MostBytes | None) -> None:
+    async def _read(self, key: GroupKey, chunks: Sequence[Window], view: memoryview, guess: Perhaps | None) -> None:
         if self.checksums is None:
-            await self._lanes.read(chunks, view, most=most)
+            await self._lanes.read(chunks, view, guess=guess)
             return
-        if (fault := await self._read_and_compare(self.checksums, key, chunks, view, most)) is None:
+        if (fault := await self._read_and_compare(self.checksums, key, chunks, view, guess)) is None:
             return
         logger.warning("layer %d %s differs from its first read, reading once more: %s", *key, fault)
-        if (fault := await self._read_and_compare(self.checksums, key, chunks, view, most)) is not None:
+        if (fault := await self._read_and_compare(self.checksums, key, chunks, view, guess)) is not None:
             raise fault
 
     async def _read_and_compare(
-        self, checksums: Checksums, key: GroupKey, chunks: Sequence[Window], view: memoryview, most: MostBytes | None
+        self, checksums: Checksums, key: GroupKey, chunks: Sequence[Window], view: memoryview, guess: Perhaps | None
     ) -> CheckpointError | None:
         sums = checksums.begin(key, chunks, view)
         try:
-            await self._lanes.read(chunks, view, sums.add, most)
+            await self._lanes.read(chunks, view, sums.add, guess)
         finally:
             await sums.ended()
-        return checksums.compare(sums) if most is None or most() != 0 else None
+        return checksums.compare(sums) if guess is None or guess.goes_on() else None
 
     async def _move(self, moves: Sequence[Copy], view: memoryview) -> None:
         """Bring odd tensors to where their items can be used, all at a time, on threads."""
@@ -174,13 +169,6 @@ class CheckpointSource:
             raise ConfigError(f"the host slot is too small: need {slot_bytes} bytes, have {len(buffer)}")
         if self._disk.direct and (address := _address(buffer)) % BLOCK_BYTES:
             raise ConfigError(f"the host slot begins at address {address:#x}; direct reads need a multiple of 4096")
-
-
-def _most_bytes(guess: Perhaps) -> int | None:
-    """A step, until it is known whether it is right."""
-    if not guess.goes_on():
-        return 0
-    return STEP_BYTES if guess.wanted is None else None
 
 
 def _address(view: memoryview) -> int:

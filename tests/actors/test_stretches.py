@@ -179,4 +179,11 @@ def test_a_stretch_does_not_reach_over_a_hop_and_waits_for_the_pass_there(
 
 def test_a_hop_right_behind_a_group_that_moves_cuts_off_no_empty_stretch() -> None:
     groups = [Message(*key, seq, SimpleNamespace(stays=seq > 0), READY) for seq, key in enumerate(ORDER[:3])]
-    assert list(stretches(groups, hops=(ORDER[1],))) == [groups[:1], groups[1:]]
+    assert list(stretches(groups, SimpleNamespace(hops=(ORDER[1],), apart=()))) == [groups[:1], groups[1:]]
+
+
+def test_a_group_that_is_computed_apart_is_a_stretch_of_its_own() -> None:
+    groups = [Message(*key, seq, SimpleNamespace(stays=True), READY) for seq, key in enumerate(ORDER[:6])]
+    apart = (ORDER[0], ORDER[3], ORDER[4])
+    cut = [groups[:1], groups[1:3], groups[3:4], groups[4:5], groups[5:]]
+    assert list(stretches(groups, SimpleNamespace(hops=(), apart=apart))) == cut

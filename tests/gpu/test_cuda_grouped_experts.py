@@ -64,6 +64,13 @@ def test_experts_in_company_give_what_each_gives_by_itself(
     for run in reversed(runs):
         grouped_experts.multiply(kind, places[0], [run], input_TD, order, CHOSEN, between, alone)
     assert torch.equal(alone, output)
+    table = torch.tensor(grouped_experts.tiles(runs), device="cuda")
+    alone.zero_()
+    wide, down = places[0].wide, places[0].down
+    for line in torch.cat((table, torch.zeros_like(table[:1]))):  # the last is no tile, like the first of each table
+        lines = torch.stack((torch.zeros_like(line), line))
+        grouped_experts.multiply_tiles(kind, wide, down, lines, input_TD, order, CHOSEN, between, alone)
+    assert torch.equal(alone, output)
     everything = Experts(count=COUNT, chosen=CHOSEN, routing=Routing(), expert=kind)
     for weights, (first, last) in zip(experts, itertools.pairwise(ends), strict=True):
         rows = order[first:last]

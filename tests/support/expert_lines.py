@@ -18,7 +18,6 @@ from actors.core.trace import Trace
 from actors.expert_keeper import ExpertKeeper
 from actors.expert_planner import ExpertPlanner
 from actors.expert_reader import ExpertReader
-from actors.expert_stager import ExpertStager
 from actors.expert_uploader import ExpertUploader
 from pipeline.devices.sim import SimDevice
 
@@ -226,7 +225,6 @@ def expert_world(
     line = (
         Line(ExpertPlanner(store), catalog=Catalog(), clock=clock, trace=trace)  # type: ignore[arg-type]
         .then(ExpertReader(disk, budgets[0], store), queue=queue)
-        .then(ExpertStager(), queue=queue)
         .then(ExpertUploader(device, budgets[1] if len(budgets) > 1 else None, store), queue=queue)
         .then(ExpertKeeper(store), queue=queue)
     )

@@ -175,7 +175,7 @@ class Floors:
             started = time.perf_counter()
             pass_ = await section.begin()
             _check_tokens(pass_, requests)
-            for groups in stretches(messages):
+            for groups in stretches(messages, section):
                 if not section.stretch(pass_, groups):
                     for message in groups:
                         section.step(pass_, message)

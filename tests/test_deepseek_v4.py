@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models
 from support.compressed_models import CASES
+from support.deepseek_v4_files import published_tensors
+from support.expert_configs import DEEPSEEK_V4_FLASH
 
 from pipeline import CheckpointError, ConfigError, Model, Output
-from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.config_alone import config_alone
+from pipeline.checkpoints.header import TensorEntry
 from pipeline.checkpoints.written_formats import written_format
 from pipeline.formats.encoding import mxfp4_parts
 from pipeline.formats.lookup import E2M1, looked_up, nibble_table
+from pipeline.formats.tensors import ITEM_BITS
 from pipeline.groups.groups import plan_groups
-from pipeline.models.specs import group_specs
+from pipeline.models.json_object import JsonObject
+from pipeline.models.model_config import parse_config
+from pipeline.models.specs import expert_specs, group_specs
 from pipeline.tools.convert.conversion import plan_conversion
 
 STEPS = 16
@@ -174,3 +181,24 @@ def test_it_is_not_converted(folders: tuple[Path, Path]) -> None:
         pytest.raises(ConfigError, match=r"layers\.0\.attn\.wo_a\.weight: need a matrix that is multiplied whole"),
     ):
         plan_conversion(folders[0], checkpoint, written_format("fp8"))
+
+
+@pytest.mark.parametrize("said", ["fp4", None])
+def test_the_tensors_of_the_published_files_are_all_that_is_needed(said: str | None) -> None:
+    """By name, shape and dtype; the first files did not say in what their experts are stored."""
+    entries, end = {}, 0
+    for name, (shape, dtype) in published_tensors().items():
+        length = math.prod(shape) * ITEM_BITS[dtype] // 8
+        entries[name], end = TensorEntry(Path("model.safetensors"), dtype, shape, end, length), end + length
+    settings = {key: value for key, value in DEEPSEEK_V4_FLASH.items() if said or key != "expert_dtype"}
+    settings["num_hidden_layers"] = 5
+    model = parse_config(JsonObject("config.json", settings))
+    specs = group_specs(model) | expert_specs(model)
+    groups = plan_groups(specs, Checkpoint(Path(), entries, {}), model.quantization.format_of, model.drafting_layers)
+    assert {*groups.ignored} == {name for name in entries if name.startswith("mtp.")}
+    used = (
+        sum(one.needed_bytes for one in (*groups.groups, *groups.experts, *groups.tables))
+        + groups.embed.tensors[0].length
+    )
+    assert used == end - sum(entries[name].length for name in groups.ignored)
+    assert len(groups.formats["DeepSeek MXFP4"]) == 5 * 256 * 3

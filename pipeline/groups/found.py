@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.formats.by_dtype import ByDtype
 from pipeline.formats.dense import Dense
 from pipeline.formats.matrix import Format, FormatOf, StoredMatrix
 from pipeline.formats.stacks import format_of_items, item_spec, stack_parts
@@ -105,8 +106,10 @@ def _find_matrix(
 ) -> FoundTensor:
     """Some who quantise all else leave experts as they are, and do not say so (findings/nf4_leaves_experts.sh)."""
     try:
-        left = spec.stacked is not None and _is_plain(spec, checkpoint)
+        dtypes = {checkpoint.tensors[name].dtype for name in stored_names(spec, checkpoint)}
+        left = spec.stacked is not None and bool(dtypes & WEIGHT_DTYPES.keys())
         chosen = Dense() if left else format_of(spec.name)
+        chosen = chosen.of(dtypes) if isinstance(chosen, ByDtype) else chosen
         if stack is None:
             parts = chosen.stored_as(spec)
         else:
@@ -119,10 +122,6 @@ def _find_matrix(
 
 def _named(parts: Sequence[TensorSpec], checkpoint: Checkpoint) -> tuple[tuple[TensorSpec, Sequence[str]], ...]:
     return tuple((part, stored_names(part, checkpoint)) for part in parts)
-
-
-def _is_plain(spec: TensorSpec, checkpoint: Checkpoint) -> bool:
-    return any(checkpoint.tensors[name].dtype in WEIGHT_DTYPES for name in stored_names(spec, checkpoint))
 
 
 def _range(spec: TensorSpec, name: str, checkpoint: Checkpoint) -> TensorRange:

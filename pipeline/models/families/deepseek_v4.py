@@ -10,6 +10,7 @@ from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import read_activation, read_kinds, read_layer, read_norm_epsilon
 from pipeline.models.layers import Layer, Norms
 from pipeline.models.outside import Outside
+from pipeline.models.quantizers.fp8_settings import ANY
 from pipeline.models.rope_settings import SLIDING, read_rope
 from pipeline.models.ropes import Rope, YarnScaling
 from pipeline.models.streams import Streams
@@ -185,6 +186,7 @@ FAMILY = Family(
         "compress_rope_theta": 160000.0,
         "compress_rates": {SPARSE: 4, HEAVY: 128},
         "num_hash_layers": 3,
+        "expert_dtype": ANY,
         "hc_mult": 4,
         "hc_sinkhorn_iters": 20,
         "hc_eps": 1e-6,

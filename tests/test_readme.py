@@ -18,7 +18,7 @@ from pipeline.generation.requests import CallOptions
 ROOT = Path(__file__).parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "actors/README.md", "pipeline/README.md")),
-    *(ROOT / "pipeline" / room / "README.md" for room in ("cluster", "server")),
+    *(ROOT / "pipeline" / room / "README.md" for room in ("cluster", "engine", "server")),
     *(
         ROOT / name
         for name in ("pipeline/bundled/MODEL_CARD.md", "pipeline/bundled-int4/README.md", ".github/CONTRIBUTING.md")

@@ -18,7 +18,8 @@ from pipeline.tools.routing.recorded_routing import RecordedRouting, RoutedModel
 from pipeline.tools.routing.replay_routing import REPLAYED, Wants, replay_routing
 
 REQUESTS = (1, 8, 32)
-THIRD = 3
+THIRD, PART = 3, 192
+"""The share of experts that have slots, and the tokens of each text, where requests share them."""
 
 
 def decoded(model: RoutedModel, ids_PRLK: np.ndarray) -> RecordedRouting:
@@ -75,7 +76,9 @@ def sharing(model: RoutedModel, texts: Mapping[str, np.ndarray]) -> str:
     for name, each in {**texts, "mixed": mixed}.items():
         reads, unions = [], []
         for requests in REQUESTS:
-            routing = one_by_one(model, each) if requests == 1 else at_once(model, each, requests)
+            routing = (
+                one_by_one(model, each[:, :PART]) if requests == 1 else at_once(model, each[:, : 2 * PART], requests)
+            )
             replayed = replay_routing(Wants.of(routing), [slots], REPLAYED["lru"])
             half = len(routing.rows) // 2
             reads.append(int(replayed.misses[0][half:].sum()) / ((len(routing.rows) - half) * requests))

@@ -4,11 +4,12 @@ import asyncio
 import random
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from support import tiny_models
 from support.cases import EVERYTHING
 from support.expert_slots import all_slots_are_back
@@ -18,7 +19,7 @@ from pipeline.engine.expert_room import ExpertRoom
 from pipeline.errors import ConfigError
 from pipeline.generation import section_runtime
 from pipeline.generation.expert_record import ExpertsRecord
-from pipeline.generation.expert_split import SplitRates
+from pipeline.generation.expert_split import SplitGate, SplitRates
 from pipeline.generation.host_experts import HostExperts
 from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.generation.pass_rates import PassRates
@@ -63,6 +64,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experts")
     tiny_models.save_model(tiny_models.randomised(config, seed=4), folder, shards=2)
     return folder
+
+
+def convert_to_bf16(source: Path, folder: Path) -> None:
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.suffix == ".safetensors":
+            save_file({name: one.bfloat16() for name, one in load_file(file).items()}, folder / file.name)
+        else:
+            (folder / file.name).write_bytes(file.read_bytes())
 
 
 async def answers(model: Model) -> list[Answer]:
@@ -113,6 +123,29 @@ async def test_the_cpu_changes_no_answer(checkpoint: Path, said: list[Answer], s
 
 
 @pytest.mark.anyio
+async def test_in_bf16_all_that_are_there_are_one_call(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sums are in another order than those of torch."""
+    grouped = pytest.importorskip("pipeline.models.grouped_on_cpu")
+    calls, multiply = list[int](), grouped.GroupedOnCpu.multiply
+
+    def counted(self: Any, kind: Any, each: Sequence[Any], *arguments: Any) -> None:
+        calls.append(len(each))
+        multiply(self, kind, each, *arguments)
+
+    monkeypatch.setattr(grouped.GroupedOnCpu, "multiply", counted)
+    convert_to_bf16(checkpoint, folder := checkpoint.parent / "bf16")
+    said = []
+    for chosen in (False, True):
+        async with Model.open(folder, **FEW, dtype="bfloat16", cpu_experts=chosen) as model:
+            calls.clear()
+            output = await model.generate(PROMPTS[1], max_new_tokens=1, ignore_eos=True, logprobs=259)
+            assert output.logprobs is not None
+            said.append(output.logprobs[0])
+    assert max(calls) > 1
+    assert max(abs(said[0][token] - said[1][token]) for token in said[0]) < 0.05
+
+
+@pytest.mark.anyio
 async def test_each_of_several_devices_leaves_some_to_the_cpu(checkpoint: Path, said: list[Answer]) -> None:
     settings = {**FEW, "device": "auto", "devices": ["cpu-copy", "cpu-copy"], "gpu_experts": 2}
     async with Model.open(checkpoint, **settings, cpu_experts=True) as model:
@@ -123,20 +156,50 @@ async def test_each_of_several_devices_leaves_some_to_the_cpu(checkpoint: Path, 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("upload_seconds", "all_of_them"), [(1.0, True), (0.0, False)])
 async def test_rates_say_who_computes(
-    checkpoint: Path, said: list[Answer], upload_seconds: float, all_of_them: bool, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path,
+    said: list[Answer],
+    upload_seconds: float,
+    all_of_them: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def rates(room: ExpertRoom, of_passes: PassRates, product_seconds: Mapping[int, float]) -> SplitRates:
         assert 0 < product_seconds[1] <= product_seconds[4] < 1
         return SplitRates(upload_seconds, 0.0, dict.fromkeys(product_seconds, 1e-6), 0.0)
 
     monkeypatch.setattr(section_runtime, "split_rates", rates)
+    caplog.set_level("INFO", "penstock")
     async with Model.open(checkpoint, **FEW, cpu_experts="auto") as model:
+        assert (
+            f"an expert that the device has not: {1e3 * upload_seconds:.2f} ms to copy it; on the CPU, by"
+            in caplog.text
+        )
         assert await answers(model) == said
         counted = experts(model)
         if all_of_them:
-            assert sum(counted.on_cpu.values()) > counted.misses["expert device"]
+            assert sum(counted.on_cpu.values()) > 0
         else:
             assert sum(counted.on_cpu.values()) == 0 < counted.misses["expert device"]
+
+
+@pytest.mark.anyio
+async def test_a_gate_is_asked_for_each_pass_and_told_what_it_took(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, told = list[int](), list[float]()
+
+    def opens(gate: SplitGate, rows: int) -> bool:
+        asked.append(rows)
+        return False
+
+    monkeypatch.setattr(SplitGate, "opens", opens)
+    monkeypatch.setattr(SplitGate, "took", lambda gate, seconds: told.append(seconds))
+    async with Model.open(checkpoint, **FEW, cpu_experts="auto") as model:
+        await model.generate(PROMPTS[1], max_new_tokens=4, ignore_eos=True)
+        assert sum(experts(model).on_cpu.values()) == 0
+    assert asked == [23, 1, 1, 1]
+    assert len(told) == 3
+    assert min(told) > 0
 
 
 @pytest.mark.anyio

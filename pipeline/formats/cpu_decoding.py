@@ -91,7 +91,7 @@ def _kernel(encoded: Encoded, dtype: torch.dtype) -> tuple[Callable[..., None], 
         meanings, levels = _meanings_of_scales(encoded), level_table(E2M1, encoded.scales.device)
         cpu_kernels.fp4_pairs(rounds_to, into)(meanings.numpy(), levels.numpy(), pairs)
         return cpu_kernels.fp4(), (encoded.scales.view(torch.uint8).contiguous().numpy(), pairs, half_group)
-    scales = _scales(encoded).numpy()
+    scales = scales_of(encoded).numpy()
     if encoded.levels is not None:
         return cpu_kernels.nf4(rounds_to, into), (scales, encoded.levels.numpy(), half_group)
     zeros, steps = _zeros(encoded)
@@ -126,7 +126,7 @@ def _vector_scales(encoded: Encoded) -> tuple[int, Any, Any]:
         scales = encoded.scales.view(torch.uint8).contiguous()
         return cpu_vectors.FP4_KIND, scales.numpy(), _meanings_of_scales(encoded).numpy()
     kind = cpu_vectors.NF4_KIND if encoded.kind == "nf4" else _int4_kind(encoded)
-    return kind, _scales(encoded).numpy(), NO_MEANINGS
+    return kind, scales_of(encoded).numpy(), NO_MEANINGS
 
 
 def _int4_kind(encoded: Encoded) -> int:
@@ -141,7 +141,7 @@ def _meanings_of_scales(encoded: Encoded) -> torch.Tensor:
     return scales_in_float32(torch.arange(256, dtype=torch.uint8).view(1, 256).view(encoded.scales.dtype))[0]
 
 
-def _scales(encoded: Encoded) -> torch.Tensor:
+def scales_of(encoded: Encoded) -> torch.Tensor:
     """[F, G], in fp32."""
     rows, scales = encoded.shape[0], encoded.scales
     if encoded.kind == "awq":

@@ -89,6 +89,8 @@ class ExpertHalf:
             self._known = of_tokens.begin(tokens := token_ids(pieces), rows)
             if (first := self._work.next_kind(-1)) is not None and first[1].routing.by_token:
                 self._store.hint(first[0], self._work.union(first[0], len(tokens)))
+        if self._host is not None:
+            self._host.begin(len(token_ids(pieces)))
         if self.recorder is not None:
             prompts = [len(piece.token_ids) > 1 or not piece.logit_rows for piece in pieces for _ in piece.token_ids]
             self.recorder.begin(prompts)
@@ -186,13 +188,10 @@ class ExpertHalf:
 
     def _multiply_on_host(self, host: HostExperts, kind: Experts, runs: Sequence[Run]) -> Sequence[Run]:
         """Let the CPU multiply by those that were left in host memory; returns the others."""
-        others = list[Run]()
-        for run in runs:
-            if host.is_here(run[0]):
-                self._store.used([run[0]], host.multiply(kind, run))
-            else:
-                others.append(run)
-        return others
+        left = [run for run in runs if host.is_here(run[0])]
+        if left:
+            self._store.used([message for message, _, _ in left], host.multiply(kind, left))
+        return [run for run in runs if not host.is_here(run[0])]
 
     def _compute(
         self,

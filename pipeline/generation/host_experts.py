@@ -6,8 +6,7 @@ Letters in names: T rows of a pass, D hidden, K experts that a row uses, R rows 
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -18,39 +17,27 @@ from actors.core.message import READY, Message
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory, Memory
 from pipeline.devices.port import Device
-from pipeline.generation.expert_split import MOST_ROWS, Missed, SplitRates, split
+from pipeline.generation.expert_split import MOST_ROWS, Missed, SplitGate, SplitRates, split
+from pipeline.generation.host_products import HostProducts
 from pipeline.groups.catalog import WeightCatalog
-from pipeline.models import experts
 from pipeline.models.feed_forwards import Experts
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer
-from pipeline.models.row_blocks import RowBlocks
 
 ROWS, OUTPUTS, PLACES = "rows for experts on the CPU", "rows of experts on the CPU", "places of experts on the CPU"
 LANE = "experts"
 PLACE_DTYPE = torch.int64
-TIMED_ROWS = (1, 2, 4, 16, MOST_ROWS)
-"""Numbers of rows for which products are timed."""
-TIMED_SECONDS, TIMED_PRODUCTS = 0.02, 16
-"""For so long, but for three products at least; after more the CPU would find the first ones in its caches."""
 Run: TypeAlias = tuple[Message[Slot], int, int]
 """An expert, and where the rows that use it begin and end in the order of experts."""
 
 
-@dataclass(frozen=True, slots=True)
-class _There:
-    """Where an expert lies, for a catalog that looks at a slot."""
-
-    place: str
-    buffer: HostMemory
-
-
 class HostExperts:
-    """Multiplies on a lane of the `cpu`, expert by expert; one launch of the `device` then takes what came out.
+    """Multiplies on a lane of the `cpu`, all experts that are there at once; one launch of the `device` then takes what
+    came out.
 
     The rows of a layer come behind what its router has chosen. Places and outputs lie in host memory that the device
     sees, so that they wait for no copy in the H2D lane. `place` is the budget of the slots. Without `rates` all that is
-    not on the device is computed here.
+    not on the device is computed here; with them a gate looks at what passes take.
     """
 
     rates: SplitRates | None = None
@@ -65,17 +52,20 @@ class HostExperts:
         dtype: torch.dtype,
         most_rows: int,
     ) -> None:
-        self._catalog, self._place, self._device, self._cpu, self._dtype = catalog, place, device, cpu, dtype
-        self._blocks = RowBlocks(cpu.least_rows(dtype))
+        self._place, self._device, self._cpu, self._dtype = place, device, cpu, dtype
         self._hidden_size = config.hidden_size
         self._most_rows = min(most_rows, MOST_ROWS)
         sizes = self.sizes(config, dtype, most_rows)
         self._rows = device.host_memory(sizes[ROWS])
         self._memory = {name: device.plain_memory(sizes[name]) for name in (OUTPUTS, PLACES)}
         self._seen = {name: device.seen(memory) for name, memory in self._memory.items()}
+        self._products = HostProducts(catalog, dtype, cpu.least_rows(dtype))
         self._order_P = torch.empty(0, dtype=PLACE_DTYPE)
         self._filled = 0
         self._last: Event = READY
+        self._gate = SplitGate()
+        self._opens = True
+        self._asked_at: list[float] = []
 
     @staticmethod
     def sizes(config: ModelConfig, dtype: torch.dtype, most_rows: int) -> Mapping[str, int]:
@@ -84,10 +74,28 @@ class HostExperts:
         uses = rows * max(kind.chosen for kind in config.expert_kinds)
         return {ROWS: rows * row_bytes, OUTPUTS: uses * row_bytes, PLACES: uses * PLACE_DTYPE.itemsize}
 
+    def product_seconds(self, kind: Experts, slots: Sequence[HostMemory]) -> Mapping[int, float]:
+        """Seconds of a product by numbers of rows, with weights that are taken to lie in each of the slots in turn."""
+        found = dict[int, float]()
+
+        def measure() -> None:
+            rows_TD, output_PD = self._as_rows(self._rows.tensor), self._as_rows(self._memory[OUTPUTS].tensor)
+            found.update(self._products.seconds(kind, self._place, slots, rows_TD, output_PD))
+
+        infer(measure)
+        return found
+
+    def begin(self, rows: int) -> None:
+        """A pass of so many rows begins. The time of the one before was that from its first layer to its last one."""
+        if len(self._asked_at) > 1:
+            self._gate.took(self._asked_at[-1] - self._asked_at[0])
+        self._asked_at.clear()
+        self._opens = rows <= self._most_rows and (self.rates is None or self._gate.opens(rows))
+
     def fetch(self, inputs: Memory, rows: int, after: Event) -> Event:
         """A layer begins: copy the rows that its experts get into host memory, if some may be computed here."""
         self._filled, self._last = 0, READY
-        if rows > self._most_rows:
+        if not self._opens:
             return after
         nbytes = rows * self._hidden_size * self._dtype.itemsize
         return self._device.download(inputs, self._rows, [Copy(0, 0, nbytes)], (after,))
@@ -95,9 +103,10 @@ class HostExperts:
     def split(self, ids_TK: torch.Tensor, counts: Sequence[int]) -> Split | None:
         """What says which experts are computed here, of a layer whose rows have come, and have chosen these.
 
-        `counts` has how many rows use each expert. None for a pass of many rows.
+        `counts` has how many rows use each expert. None for a pass that leaves none here.
         """
-        if len(ids_TK) > self._most_rows:
+        self._asked_at.append(time.perf_counter())
+        if not self._opens:
             return None
         self._order_P = torch.argsort(ids_TK.flatten(), stable=True)
 
@@ -113,15 +122,23 @@ class HostExperts:
         """Whether the expert was left in host memory."""
         return message.at.place == self._place
 
-    def multiply(self, kind: Experts, run: Run) -> Event:
-        """Multiply by an expert that has landed, behind those before; gives the event of the end."""
-        message, begin, end = run
-        places_R, first = self._order_P[begin:end], self._filled
-        self._filled += len(places_R)
-        self._memory[PLACES].tensor.view(PLACE_DTYPE)[first : self._filled] = places_R
-        work = functools.partial(self._multiply, kind, message, places_R, first)
+    def multiply(self, kind: Experts, runs: Sequence[Run]) -> Event:
+        """Multiply by experts that have landed, behind those before; gives the event of the end of all."""
+        first, counts = self._filled, [end - begin for _, begin, end in runs]
+        self._filled += sum(counts)
+        places_P = self._memory[PLACES].tensor.view(PLACE_DTYPE)[first : self._filled]
+        torch.cat([self._order_P[begin:end] for _, begin, end in runs], out=places_P)
+        messages, row_P = [message for message, _, _ in runs], places_P // kind.chosen
+        work = functools.partial(self._multiply, kind, messages, row_P, counts, first)
         self._last = self._cpu.launch(LANE, functools.partial(infer, work), (self._last,))
         return self._last
+
+    def _multiply(
+        self, kind: Experts, messages: Sequence[Message[Slot]], row_P: torch.Tensor, counts: Sequence[int], first: int
+    ) -> None:
+        rows_TD = self._as_rows(self._rows.tensor)[: int(row_P.max()) + 1]
+        output_PD = self._as_rows(self._memory[OUTPUTS].tensor)[first : first + len(row_P)]
+        self._products.multiply(kind, messages, row_P, counts, rows_TD, output_PD)
 
     async def ended(self) -> Event | None:
         """Wait for all products of the layer, well or not; None where there are none."""
@@ -132,44 +149,15 @@ class HostExperts:
 
     def handing_over(self, outputs_PD: torch.Tensor) -> Callable[[], object]:
         """What puts what came out into its places, as a piece of work of the device behind the products."""
-        places_R = self._seen[PLACES].view(PLACE_DTYPE)[: self._filled]
-        output_RD = self._as_rows(self._seen[OUTPUTS])[: self._filled]
-        return functools.partial(outputs_PD.index_copy_, 0, places_R, output_RD)
-
-    def product_seconds(self, kind: Experts, slots: Sequence[HostMemory]) -> Mapping[int, float]:
-        """Seconds of a product by numbers of rows, with weights that are taken to lie in each of the slots in turn."""
-        layer, part = self._catalog.order[0]
-        seconds = dict[int, float]()
-        there = [_There(self._place, one) for one in slots[:TIMED_PRODUCTS]]
-        messages: list[Message[Any]] = [Message(layer, part, 0, one, READY) for one in there]
-        for rows in TIMED_ROWS:
-            if rows <= self._most_rows:
-                places_R = torch.zeros(rows, dtype=PLACE_DTYPE)
-                infer(functools.partial(self._time, kind, messages, places_R, seconds))
-        return seconds
-
-    def _time(
-        self, kind: Experts, messages: Sequence[Message[Any]], places_R: torch.Tensor, seconds: dict[int, float]
-    ) -> None:
-        times, began = list[float](), time.perf_counter()
-        for message in messages:
-            started = time.perf_counter()
-            self._multiply(kind, message, places_R, 0)
-            times.append(time.perf_counter() - started)
-            if len(times) > 2 and time.perf_counter() - began > TIMED_SECONDS:
-                break
-        seconds[len(places_R)] = max(min(times), *seconds.values(), 0.0)
-
-    def _multiply(self, kind: Experts, message: Message[Any], places_R: torch.Tensor, first: int) -> None:
-        rows_TD = self._as_rows(self._rows.tensor)
-        input_RD = self._blocks.fill(rows_TD.index_select(0, places_R // kind.chosen))
-        output_RD = experts.expert_product(kind, self._catalog.weights(message), input_RD)
-        self._as_rows(self._memory[OUTPUTS].tensor)[first : first + len(places_R)] = output_RD[: len(places_R)]
+        places_P = self._seen[PLACES].view(PLACE_DTYPE)[: self._filled]
+        output_PD = self._as_rows(self._seen[OUTPUTS])[: self._filled]
+        return functools.partial(outputs_PD.index_copy_, 0, places_P, output_PD)
 
     def _as_rows(self, memory: torch.Tensor) -> torch.Tensor:
         return memory.view(self._dtype).view(-1, self._hidden_size)
 
     async def aclose(self) -> None:
-        """End the lane, and look at no memory of the device any more; its lines must have stopped."""
+        """End the threads, and look at no memory of the device any more; its lines must have stopped."""
         await self._cpu.aclose()
+        self._products.close()
         self._seen.clear()

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from actors.core.trace import Trace
 from pipeline.config import Config
@@ -32,6 +34,7 @@ from pipeline.reading.embedding import EmbeddingRows
 from pipeline.state.cell_layout import CellLayout
 from pipeline.state.kv import KeyValueCache
 
+logger = logging.getLogger("penstock")
 Lose = Mapping[type[CellLayout], Callable[[int], None]]
 """What is told, by kind of layout, of each cell whose contents the disk has lost."""
 
@@ -140,7 +143,9 @@ class SectionRuntime(Runtime):
         host = HostExperts(drawn.model, line.room.catalog, place, device, open_device("cpu"), drawn.dtype, rows)
         products = host.product_seconds(drawn.model.expert_kinds[0], line.host_slots)
         if chosen == "auto":
-            host.rates = split_rates(line.room, drawn.rates, products)
+            link = drawn.rates.link or device.link_bytes_per_second()
+            host.rates = split_rates(line.room, replace(drawn.rates, link=link), products)
+            logger.info("an expert that the device has not: %s", host.rates)
         return host
 
     async def close_own(self) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import torch
 
+from pipeline.formats import cpu_choice
 from pipeline.formats.dense import joined
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import GATE_UP
@@ -126,6 +127,16 @@ def add_up(
 def grouped_kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     """What multiplies by many experts at a time, on a GPU."""
     return kernels_of("pipeline.models.grouped_experts", device, "experts are multiplied one by one", dtype)
+
+
+@functools.cache
+def grouped_on_cpu() -> ModuleType | None:
+    """What multiplies by many experts at a time on a CPU, in bf16, where numba is installed."""
+    if cpu_choice.kernels() is None:
+        return None
+    from pipeline.models import grouped_on_cpu
+
+    return grouped_on_cpu
 
 
 def _weighed_sum(outputs_TKD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:

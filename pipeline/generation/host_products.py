@@ -1,0 +1,133 @@
+"""What a CPU multiplies for another device: experts in their slots in host memory, and how long that takes.
+
+Letters in names: T rows of a pass, D hidden, P places: the uses of experts by rows, R those of one expert.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from actors.core.budget import Slot
+from actors.core.message import READY, Message
+from pipeline.devices.memory import HostMemory
+from pipeline.formats.matrix import Weights
+from pipeline.groups.catalog import WeightCatalog
+from pipeline.models import experts
+from pipeline.models.feed_forwards import Experts
+from pipeline.models.row_blocks import RowBlocks
+from pipeline.system.threads import usable_cores
+
+if TYPE_CHECKING:
+    from pipeline.models.grouped_on_cpu import GroupedOnCpu, Laid
+
+TIMED_ROWS = (1, 2, 4, 16, 64)
+"""Numbers of rows for which products are timed."""
+TIMED_SECONDS, TIMED_AT_ONCE, TIMED_TIMES = 0.02, 4, 6
+"""For so long, but three times at least: so many products at once, by other experts each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """Where an expert lies, for a catalog that looks at a slot."""
+
+    place: str
+    buffer: HostMemory
+
+
+class HostProducts:
+    """Multiplies by all experts of a call at once where kernels know how these are stored, and few rows use them.
+
+    By others one by one, as torch does.
+    """
+
+    def __init__(self, catalog: WeightCatalog, dtype: torch.dtype, least_rows: int) -> None:
+        self._catalog = catalog
+        self._blocks = RowBlocks(least_rows)
+        self._kernels = experts.grouped_on_cpu() if dtype == torch.bfloat16 else None
+        self._grouped: GroupedOnCpu | None = None
+        self._few_rows = 0
+        if self._kernels is not None:
+            self._few_rows = self._kernels.FEW_ROWS
+            self._grouped = self._kernels.GroupedOnCpu(max(1, min(self._kernels.MOST_THREADS, usable_cores() // 2)))
+        self._laid: dict[int, tuple[Weights, Laid | None]] = {}
+
+    def multiply(
+        self,
+        kind: Experts,
+        messages: Sequence[Message[Slot]],
+        row_P: torch.Tensor,
+        counts: Sequence[int],
+        rows_TD: torch.Tensor,
+        output_PD: torch.Tensor,
+    ) -> None:
+        """Multiply by experts that have landed; of the places each has `counts` of its own, one behind the other.
+
+        Place p has row `row_P[p]`, and row p of the output what comes out.
+        """
+        alike: defaultdict[object, list[tuple[Laid, int, int]]] = defaultdict(list)
+        begin = 0
+        for message, count in zip(messages, counts, strict=True):
+            weights, laid = self._weights(kind, message)
+            end = begin + count
+            if laid is not None and count <= self._few_rows:
+                alike[laid.kind, laid.rounds].append((laid, begin, end))
+            else:
+                input_RD = self._blocks.fill(rows_TD.index_select(0, row_P[begin:end]))
+                output_PD[begin:end] = experts.expert_product(kind, weights, input_RD)[:count]
+            begin = end
+        if self._grouped is not None:
+            for some in alike.values():
+                self._grouped.multiply(kind.expert, some, rows_TD, row_P, output_PD)
+
+    def seconds(
+        self, kind: Experts, place: str, slots: Sequence[HostMemory], rows_TD: torch.Tensor, output_PD: torch.Tensor
+    ) -> Mapping[int, float]:
+        """Seconds of a product by numbers of rows, with weights that are taken to lie in each of the slots in turn."""
+        layer, part = self._catalog.order[0]
+        there = [_There(place, one) for one in slots[: TIMED_AT_ONCE * TIMED_TIMES]]
+        messages: list[Message[Any]] = [Message(layer, part, 0, one, READY) for one in there]
+        seconds = dict[int, float]()
+        for rows in TIMED_ROWS:
+            if rows <= len(rows_TD):
+                least = min(self._times(kind, messages, rows, rows_TD, output_PD))
+                seconds[rows] = max(least, *seconds.values(), 0.0)
+        return seconds
+
+    def _times(
+        self,
+        kind: Experts,
+        messages: Sequence[Message[Any]],
+        rows: int,
+        rows_TD: torch.Tensor,
+        output_PD: torch.Tensor,
+    ) -> list[float]:
+        at_once, times = max(1, min(TIMED_AT_ONCE, len(output_PD) // rows)), list[float]()
+        began = time.perf_counter()
+        for index in range(0, len(messages), at_once):
+            some, started = messages[index : index + at_once], time.perf_counter()
+            row_P = torch.arange(rows).repeat(len(some))
+            self.multiply(kind, some, row_P, [rows] * len(some), rows_TD, output_PD)
+            times.append((time.perf_counter() - started) / len(some))
+            if len(times) > 2 and time.perf_counter() - began > TIMED_SECONDS:
+                break
+        return times
+
+    def _weights(self, kind: Experts, message: Message[Any]) -> "tuple[Weights, Laid | None]":
+        """Those of an expert in its slot, and where the kernels find them, if they do."""
+        weights, slot = self._catalog.weights(message), id(message.at.buffer)
+        if self._kernels is None:
+            return weights, None
+        known = self._laid.get(slot)
+        if known is None or known[0] is not weights:
+            known = self._laid[slot] = (weights, self._kernels.laid(kind.expert, weights))
+        return known
+
+    def close(self) -> None:
+        """End the threads, and look at no slot any more."""
+        if self._grouped is not None:
+            self._grouped.close()
+        self._laid.clear()

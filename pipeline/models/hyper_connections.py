@@ -14,6 +14,9 @@ from pipeline.formats.dense import linear
 from pipeline.models.ops import rms_norm, sigmoid
 from pipeline.models.streams import BASE, FUNCTION, SCALE, Streams
 
+IN_ORDER = 4
+"""So few numbers torch adds up in order, however many sums there are."""
+
 
 def summed_up(
     kind: Streams, tensors: Mapping[str, torch.Tensor], hidden_TW: torch.Tensor, norm_epsilon: float
@@ -83,6 +86,9 @@ def _doubly_stochastic(kind: Streams, logits_TSS: torch.Tensor) -> torch.Tensor:
 
 
 def _total(mixed_TSS: torch.Tensor, axis: int) -> torch.Tensor:
+    """The sums along an axis, one number after the other, as torch adds up to four."""
+    if mixed_TSS.shape[axis] <= IN_ORDER:
+        return mixed_TSS.sum(axis, keepdim=True)
     first, *others = mixed_TSS.split(1, dim=axis)
     total: torch.Tensor = first.clone()
     for one in others:

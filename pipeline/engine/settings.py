@@ -55,7 +55,7 @@ class EngineSettings:
         lookahead: whether the router of the next layer is asked beforehand, where its group stays, and what it would
             choose is read while the disk stands still. It is often right; where it is not, that stops by itself.
         cpu_experts: whether the CPU computes experts that a GPU has not, from their slots in host memory, in passes of
-            at most 64 rows: "auto" those with which a layer ends earlier, by the rates of the link and of the CPU, and
+            at most 64 rows; "auto" those with which a layer ends earlier, by the rates of the link and of the CPU, and
             True all. Log-probabilities then depend, in their last digits, on where an expert was computed.
         residency: whether memory that the plan leaves holds weight groups for good, so that fewer of them move. Where
             no limit is set, a tenth of what there is stays free.

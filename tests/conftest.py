@@ -4,11 +4,13 @@ import asyncio
 import gc
 import inspect
 import os
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -78,6 +80,12 @@ EACH_VALUE = {
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=not EVERYTHING)
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_configure() -> None:
+    """Shells start what is in the background with Ctrl-C ignored, and all that it starts: tests send that signal."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -167,6 +175,21 @@ def beside_each_value(cases: list[pytest.Function]) -> list[pytest.Function]:
         case = min(values, key=lambda one: sorted(uses[value] for value in values[one]))
         uses.update(values.pop(case))
     return list(values)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """A worker sends what a test has logged as UTF-8, and names of files need not be that."""
+    return sendable((yield))
+
+
+def sendable(data: Any) -> Any:
+    """The same with a code for each half of a surrogate pair."""
+    if isinstance(data, str):
+        return data.encode(errors="backslashreplace").decode()
+    if isinstance(data, dict):
+        return {key: sendable(value) for key, value in data.items()}
+    return type(data)(map(sendable, data)) if isinstance(data, list | tuple) else data
 
 
 def pytest_collection_finish() -> None:

@@ -171,7 +171,11 @@ def test_what_is_not_supported_is_refused_by_name_with_the_list(case: str, tmp_p
 NUMBERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
-@pytest.mark.parametrize("value", [ABSENT, None, 0, -1, 2**31, 1.5, "32", True, [], float("nan")], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [ABSENT, None, 0, -1, 2**31, 1.5, "32", True, [], float("nan")],
+    ids=lambda value: "absent" if value is ABSENT else repr(value),
+)
 @pytest.mark.parametrize("key", NUMBERS)
 def test_every_count_is_checked(key: str, value: object, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"config.json: {key}: need a whole number from 1 to \d+; have "):

@@ -15,7 +15,6 @@ from pipeline.tools.bench.cached_files import CachedFiles
 from pipeline.tools.bench.limit_holders import ControlGroup, SystemdScope
 from pipeline.tools.bench.memory_limit import MemoryLimit, ProgramFailed, memory_limit, run_limited
 
-WEIGHTS = BUNDLED / "model.safetensors"
 MEGABYTE = 10**6
 
 
@@ -24,6 +23,13 @@ def write(file: Path, content: bytes) -> None:
     with open(file, "wb") as opened:
         opened.write(content)
         os.fsync(opened.fileno())
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A copy: other tests may read the bundled model at the same time."""
+    write(tmp_path / "weights", (BUNDLED / "model.safetensors").read_bytes())
+    return tmp_path / "weights"
 
 
 def systemd_runs(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -75,10 +81,10 @@ async def test_the_kernel_counts_cached_pages_and_ends_what_takes_too_much(
     assert not list(limit_holders._own_group().glob("penstock-*"))  # type: ignore[union-attr]
 
 
-def test_cached_pages_of_files_are_counted_and_dropped() -> None:
-    size = WEIGHTS.stat().st_size
-    with CachedFiles([BUNDLED]) as files:
-        WEIGHTS.read_bytes()
+def test_cached_pages_of_files_are_counted_and_dropped(weights: Path) -> None:
+    size = weights.stat().st_size
+    with CachedFiles([weights.parent]) as files:
+        weights.read_bytes()
         had = files.look()
         assert size <= had <= 1.1 * size
         dropped = files.drop(3 * MEGABYTE)
@@ -123,23 +129,23 @@ time.sleep(0.3)
 """
 
 
-async def test_the_watchdog_holds_the_page_cache_of_a_program_within_the_limit() -> None:
+async def test_the_watchdog_holds_the_page_cache_of_a_program_within_the_limit(weights: Path) -> None:
     limit = MemoryLimit(12 * MEGABYTE, "watchdog")
-    command = [sys.executable, "-I", "-S", "-c", READ_SLOWLY, str(WEIGHTS)]
-    printed, peak_bytes = await run_limited(command, limit, [BUNDLED])
+    command = [sys.executable, "-I", "-S", "-c", READ_SLOWLY, str(weights)]
+    printed, peak_bytes = await run_limited(command, limit, [weights.parent])
     assert printed == "read True\n"
-    with CachedFiles([BUNDLED]) as files:
+    with CachedFiles([weights.parent]) as files:
         left = files.look()
-    assert 0 < left < WEIGHTS.stat().st_size, "some was dropped"
+    assert 0 < left < weights.stat().st_size, "some was dropped"
     assert left < limit.nbytes < peak_bytes
 
 
-async def test_nothing_is_cached_when_a_program_starts_and_without_a_limit_all_may_be() -> None:
-    WEIGHTS.read_bytes()
-    await run_limited([sys.executable, "-I", "-S", "-c", "pass"], None, [BUNDLED])
-    with CachedFiles([BUNDLED]) as files:
+async def test_nothing_is_cached_when_a_program_starts_and_without_a_limit_all_may_be(weights: Path) -> None:
+    weights.read_bytes()
+    await run_limited([sys.executable, "-I", "-S", "-c", "pass"], None, [weights.parent])
+    with CachedFiles([weights.parent]) as files:
         assert files.look() == 0
-        await run_limited([sys.executable, "-I", "-S", "-c", READ_SLOWLY, str(WEIGHTS)], None, [BUNDLED])
+        await run_limited([sys.executable, "-I", "-S", "-c", READ_SLOWLY, str(weights)], None, [weights.parent])
         assert files.look() > 12 * MEGABYTE, "nearly all: the kernel may take a little back"
 
 

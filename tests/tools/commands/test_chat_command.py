@@ -98,7 +98,7 @@ def test_what_fails_changes_nothing_and_ends_a_pipe_with_status_1(
 
 @pytest.mark.parametrize(("number", "kept"), [(signal.SIGINT, 4), (signal.SIGHUP, 2)])
 def test_a_signal_ends_a_pipe_and_writes_its_session(
-    number: int, kept: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+    number: int, kept: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What has come of an answer is kept where its reader stopped it: with Ctrl-C."""
     take, session, answers = Answer.take, tmp_path / "chat.session", []
@@ -110,8 +110,6 @@ def test_a_signal_ends_a_pipe_and_writes_its_session(
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Answer, "take", take_three)
-    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is in the background so
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, ignored))
     try:
         status = chat(monkeypatch, "import os\nimport re\nnot heard\n", "--session", str(session))
     except SystemExit as ended:

@@ -85,7 +85,6 @@ def test_a_signal_ends_it_with_what_was_done_until_then(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
 ) -> None:
     take = Answer.take
 
@@ -95,8 +94,6 @@ def test_a_signal_ends_it_with_what_was_done_until_then(
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Answer, "take", take_three)
-    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is in the background so
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, ignored))
     arguments = ["--prompt", "x", "--max-new-tokens", "900", "--ignore-eos"]
     assert run(*arguments, "--json", "--trace", str(tmp_path / "trace")) == status
     told = capsys.readouterr()

@@ -23,7 +23,7 @@ LONGEST_BLOCK_SECONDS = 0.4
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 """Set before torch is imported: its threads spin else, which costs ten times the computing where others compute too."""
 ONE_LOOP = {
-    *("formats", "models", "replicas", "text", "tools"),
+    *("checkpoints", "formats", "models", "replicas", "text", "tools"),
     *(
         "test_company.py",
         "test_default_kv_room.py",
@@ -40,6 +40,7 @@ ONE_LOOP = {
     *("test_files_after_open.py", "test_refusals.py", "test_serving.py", "test_stored_tensors.py"),
     *("test_damaged_quantised.py", "test_quantised_models.py", "test_completions.py", "test_chat_completions.py"),
     *("test_chat.py", "test_forced_calls.py"),
+    *("test_bad_checkpoints.py", "test_damaged_experts.py", "test_embedding_stays.py", "test_prompt_logprobs.py"),
     *(
         "test_cuda_company.py",
         "test_cuda_doctor.py",
@@ -57,6 +58,7 @@ ON_UVLOOP = {
     *("test_sessions.py", "test_unread_streams.py", "test_response_format.py", "test_leaving.py", "test_live.py"),
     *("test_unlike_layers.py", "test_hung_reads.py", "test_launched_as_one.py", "test_open.py", "test_promises.py"),
     *("test_recovery.py", "test_experts.py", "test_connections.py", "test_ray.py", "test_several_devices.py"),
+    *("test_nodes.py", "test_node_recordings.py", "test_nodes_seen.py", "test_latent_attention.py"),
     *("test_cpu_experts.py", "test_cuda_line.py", "test_cuda_sessions.py"),
 }
 """Long tests of what a loop could change: they run on the one that the commands use."""
@@ -69,6 +71,7 @@ EACH_VALUE = {
     "test_halves_take_no_more_than_planned_and_little_less",
     "test_company_changes_no_bit",
     "test_long_runs_without_a_border_are_encoded",
+    "test_nor_does_how_much_a_pass_carries_or_in_how_many_parts",
     "test_policies_and_scores_of_prompts_are_those_of_one_device",
     "test_the_peak_stays_within_the_printed_plan",
     "test_the_tokens_are_those_of_transformers",

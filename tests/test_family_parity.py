@@ -22,7 +22,7 @@ from pipeline.engine.policies import POLICIES
 from pipeline.models.json_object import JsonObject
 from pipeline.models.model_config import parse_config
 
-STEPS = 32 if EVERYTHING else 16
+STEPS = 32 if EVERYTHING else 12
 WAYS: dict[str, dict[str, Any]] = {"short passes, few slots": {"gpu_groups": 3, "gpu_experts": 2, "host_experts": 5}}
 if EVERYTHING:
     WAYS |= {f"policy {policy}": {"policy": policy, "gpu_groups": 6, "max_tokens_per_pass": 45} for policy in POLICIES}

@@ -61,13 +61,13 @@ def test_output_is_bit_equal_for_every_budget_queue_copy_and_loop(dtype: torch.d
             (3, 3, "cpu-copy", 1),
             (5, 1, "cpu-copy", 6),
             (4, 8, "cpu-copy", 3),
-        ]
+        ][:: 1 if EVERYTHING or dtype == torch.float32 else 3]
     ]
     outputs = []
     for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
         with asyncio.Runner(loop_factory=factory) as runner:
             outputs += [runner.run(greedy(tmp_path, FEWER_STEPS, **one)) for one in settings]
-    assert len(outputs) == 18
+    assert len(outputs) == 2 * len(settings)
     assert all(output == outputs[0] for output in outputs)
 
 

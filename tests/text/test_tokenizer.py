@@ -20,7 +20,7 @@ from pipeline.text.byte_pair import BytePairEngine
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer
 
-TIMES = 4 if EVERYTHING else 1
+TIMES = 8 if EVERYTHING else 1
 LONG_RUN = 200_000 if EVERYTHING else 120_000
 BYTE_LEVEL = [small.gpt2, small.llama3, small.qwen2, small.qwen3_5, small.smollm, small.mistral]
 SENTENCE_PIECES = [small.llama2, small.mistral7, small.gemma]
@@ -61,7 +61,7 @@ def test_encode_equals_the_reference_on_varied_texts(style: small.Build) -> None
         assert loaded(style).encode(text) == style().encode(text).ids
 
 
-@settings(deadline=None, max_examples=75 * TIMES)
+@settings(deadline=None, max_examples=40 * TIMES)
 @given(text=TEXT)
 @pytest.mark.parametrize("build", EVERY_STYLE, ids=lambda build: build.__name__)
 def test_ids_equal_the_reference_on_any_text(build: small.Build, text: str) -> None:
@@ -72,7 +72,7 @@ def joined(detokenizer: Detokenizer, ids: Sequence[int]) -> str:
     return "".join([*map(detokenizer.push, ids), detokenizer.flush()])
 
 
-@settings(deadline=None, max_examples=100 * TIMES)
+@settings(deadline=None, max_examples=50 * TIMES)
 @given(data=st.data())
 @pytest.mark.parametrize("build", EVERY_STYLE, ids=lambda build: build.__name__)
 def test_decode_and_pushes_equal_the_reference_on_any_ids(build: small.Build, data: st.DataObject) -> None:
@@ -85,7 +85,7 @@ def test_decode_and_pushes_equal_the_reference_on_any_ids(build: small.Build, da
     assert joined(tokenizer.detokenizer(), ids) == expected
 
 
-@settings(deadline=None, max_examples=100 * TIMES)
+@settings(deadline=None, max_examples=50 * TIMES)
 @given(data=st.data())
 @pytest.mark.parametrize("build", EVERY_STYLE, ids=lambda build: build.__name__)
 def test_an_answer_goes_on_where_the_text_of_its_prompt_ends(build: small.Build, data: st.DataObject) -> None:
@@ -109,7 +109,7 @@ def test_an_answer_equals_the_stream_of_the_package_begun_with_the_prompt(style:
         assert joined(tokenizer.detokenizer(prompt_ids), ids) == expected
 
 
-@settings(deadline=None, max_examples=50 * TIMES)
+@settings(deadline=None, max_examples=25 * TIMES)
 @given(text=st.text())
 @pytest.mark.parametrize("build", EVERY_STYLE, ids=lambda build: build.__name__)
 def test_pushes_of_encoded_text_never_hold_a_replacement_character(build: small.Build, text: str) -> None:

@@ -43,40 +43,38 @@ COMMANDS = {parser.prog: parser for parser in commands(_parser())}
 OPENING = [name for name, parser in COMMANDS.items() if "settings" in parser._defaults]
 
 
-def imported(tree: ast.AST) -> set[str]:
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module is not None]
-    return {name for node in found for name in (node.module, *(f"{node.module}.{one.name}" for one in node.names))}
+@dataclasses.dataclass
+class Source:
+    """What a module imports, and the texts of what it raises."""
+
+    imported: set[str]
+    raised: str
 
 
 @cache
-def parsed(module: str) -> ast.Module | None:
+def read(module: str) -> Source | None:
     path = ROOT / f"{module.replace('.', '/')}.py"
-    return ast.parse(path.read_text()) if module.startswith("pipeline.") and path.exists() else None
+    if not module.startswith("pipeline.") or not path.exists():
+        return None
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module is not None]
+    inner = [one for node in nodes if isinstance(node, ast.Raise) for one in ast.walk(node)]
+    return Source(
+        {name for node in imports for name in (str(node.module), *(f"{node.module}.{one.name}" for one in node.names))},
+        " ".join(one.value for one in inner if isinstance(one, ast.Constant) and isinstance(one.value, str)),
+    )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def trees_are_dropped() -> Iterator[None]:
-    """Each collection of garbage would walk them, and block the event loop of the tests that follow."""
-    yield
-    parsed.cache_clear()
-
-
-def modules_of(command: Command) -> dict[str, ast.Module]:
+def modules_of(command: Command) -> dict[str, Source]:
     """All modules that running a command can import."""
-    found: dict[str, ast.Module] = {}
+    found: dict[str, Source] = {}
     waiting = {f"pipeline.tools.commands.{command.module}"}
     while waiting:
         name = waiting.pop()
-        if name not in found and (tree := parsed(name)) is not None:
-            found[name] = tree
-            waiting |= imported(tree)
+        if name not in found and (source := read(name)) is not None:
+            found[name] = source
+            waiting |= source.imported
     return found
-
-
-def raised_texts(tree: ast.Module) -> str:
-    raised = [node for node in ast.walk(tree) if isinstance(node, ast.Raise)]
-    inner = [one for node in raised for one in ast.walk(node)]
-    return " ".join(one.value for one in inner if isinstance(one, ast.Constant) and isinstance(one.value, str))
 
 
 def options_of_sampling() -> set[str]:
@@ -90,9 +88,9 @@ def test_help_names_every_setting_that_messages_name(name: str) -> None:
     named = options_of_sampling() if name == "penstock run" else set()
     if "pipeline.generation.build" in modules:  # it opens a model, so any setting may be at fault
         named |= {*SETTINGS, "--set"}
-    for module, tree in modules.items():
+    for module, source in modules.items():
         if module.startswith("pipeline.tools.commands."):
-            named |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", raised_texts(tree)))
+            named |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", source.raised))
     told = parser.format_help()
     assert {one for one in named if not re.search(rf"(?<![\w-]){one}\b", told)} == set()
 

@@ -13,8 +13,8 @@ from pipeline.tools.simulation.closed_forms import closed_form_ms
 from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 
-SETTINGS = 100 if EVERYTHING else 25
-TWO_HOP_SETTINGS = 30 if EVERYTHING else 8
+SETTINGS = 100 if EVERYTHING else 10
+TWO_HOP_SETTINGS = 30 if EVERYTHING else 4
 GPU_GROUPS = 6
 LEAST_LAYERS, MOST_LAYERS = 12, 120
 ROWS = {**POLICIES, "current, chained": CURRENT_CHAINED}

@@ -1,6 +1,6 @@
 """Random mixtures beside the line of the weights: none hangs, budgets are kept, every slot is back, whatever happens.
 
-Two hundred, a thousand where everything is tested. A line that stands still is a `Deadlock` here, and hangs nothing.
+A hundred, a thousand where everything is tested. A line that stands still is a `Deadlock` here, and hangs nothing.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from actors.pinned_stager import PinnedStager
 from actors.prefetch_planner import PrefetchPlanner
 from pipeline.tools.simulation.loop import run_virtual
 
-SETTINGS, BLOCK = (1000 if EVERYTHING else 200), 50
+SETTINGS, BLOCK = (1000 if EVERYTHING else 100), 50
 MOST_SECONDS = 0.3
 
 

@@ -17,8 +17,8 @@ from pipeline.tools.simulation.sim_line import Simulated, simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
 
-BLOCKS, BLOCK = (20 if EVERYTHING else 3), 50
-HEADS = 25 if EVERYTHING else 8
+BLOCKS, BLOCK = (20, 50) if EVERYTHING else (2, 30)
+HEADS = 25 if EVERYTHING else 4
 ROUNDING_SECONDS = 1e-8
 
 

@@ -25,8 +25,8 @@ from pipeline.models.row_blocks import RowBlocks
 
 INPUTS, BESIDE, BETWEEN, OUTPUTS = "rows for experts", "rows beside experts", "rows in experts", "rows of experts"
 IDS, SHARES, MIXING, ORDER = "chosen experts", "shares of experts", "how streams are mixed", "order of experts"
-LAUNCH_BYTES = 16 << 20
-"""A CPU multiplies by so much at a time, in a millisecond or two: of a launch all slots are free when it has ended."""
+LAUNCH_BYTES = 32 << 20
+"""A CPU multiplies by so much at a time, in a few milliseconds: the slots of a launch are free when it has ended."""
 NextRouter: TypeAlias = tuple[Message[Slot], int]
 """The group of a later layer whose router is asked, and the row of the ids from which on its choice is written."""
 

@@ -97,7 +97,7 @@ def _decode(llama_cpp: Any, model: Any, passes: ArmPasses, file: Path) -> None:
     context = llama_cpp.llama_init_from_model(model, parameters) if model else None
     if not context:
         raise ConfigError(f"{file}: llama.cpp cannot open what was written for it")
-    sampler = _sampler(llama_cpp, tokens_in_all, sampled=passes.scenario.sampled)
+    sampler = _sampler(llama_cpp, passes, tokens_in_all)
     passes.token_ids = [[]]
     for _ in range(passes.scenario.wanted):
         tokens = (ctypes.c_int32 * len(prompt))(*prompt)
@@ -111,14 +111,16 @@ def _decode(llama_cpp: Any, model: Any, passes: ArmPasses, file: Path) -> None:
     llama_cpp.llama_free(context)
 
 
-def _sampler(llama_cpp: Any, tokens_in_all: int, *, sampled: bool) -> Any:
+def _sampler(llama_cpp: Any, passes: ArmPasses, tokens_in_all: int) -> Any:
     """Its own, for the most likely token, or to draw one as all arms do."""
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-    if not sampled:
+    if not passes.scenario.sampled:
         llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_greedy())
         return chain
     for step in (
-        llama_cpp.llama_sampler_init_penalties(tokens_in_all, SAMPLED["repetition_penalty"], 0.0, 0.0),
+        llama_cpp.llama_sampler_init_penalties(
+            passes.vocabulary_size, tokens_in_all, SAMPLED["repetition_penalty"], 0.0, 0.0
+        ),
         llama_cpp.llama_sampler_init_temp(SAMPLED["temperature"]),
         llama_cpp.llama_sampler_init_top_p(SAMPLED["top_p"], 1),
         llama_cpp.llama_sampler_init_dist(SEED),

@@ -66,7 +66,12 @@ def test_llama_cpp_draws_as_all_arms_do(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert passes.token_ids == [[7] * 5]
     assert len(passes.pass_seconds) == 2
     steps = {name.removeprefix("llama_sampler_init_"): arguments for name, arguments in called if "_init_" in name}
-    drawn = {"penalties": (8, 1.1, 0.0, 0.0), "temp": (0.8,), "top_p": (0.95, 1), "dist": (llama_arm.SEED,)}
+    drawn = {
+        "penalties": (tiny_models.VOCABULARY_SIZE, 8, 1.1, 0.0, 0.0),
+        "temp": (0.8,),
+        "top_p": (0.95, 1),
+        "dist": (llama_arm.SEED,),
+    }
     steps.pop("llama_init_from_model")
     assert steps == (drawn if sampled else {"greedy": ()})
     assert sum(name == "llama_sampler_chain_add" for name, _ in called) == len(steps)

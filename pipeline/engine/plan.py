@@ -26,6 +26,8 @@ SPARE_SHARE = 0.1
 """Resident groups leave so much free where no setting limits them: other programs need memory too."""
 AHEAD_SECONDS = 0.0035
 """From the last computation of a pass to the first of the next that frees a slot, with up to 64 requests on an H200."""
+DISK_AHEAD_BYTES = 64 << 20
+"""Beside a group that is computed in its slot on a CPU: twice what four lanes read in chunks of 8 MiB."""
 MOST_AHEAD_SHARE = 0.25
 """Of what the plan may fill, for slots that no setting asks for."""
 LOADED_LATER = "kernels and workspaces, loaded later"
@@ -99,6 +101,8 @@ class Planning:
         limits = {
             place: have - round(have * SPARE_SHARE) if place in unsaid else have for place, have in available.items()
         }
+        left = limits[first] - sum(one.nbytes for one in fixed if one.place == first)
+        settings = _for_disk(settings, catalog, device, left)
         slots = weight_slots(settings, catalog, device)
         return cls(settings, catalog, device, fixed, available, bounds, limits, slots, experts, divided)
 
@@ -112,11 +116,8 @@ class Planning:
         if self.settings.gpu_groups is not None:
             return self
         place = self.device.places[-1].name
-        sizes = self.catalog.slot_bytes(place)
-        one_of_each = sum(sizes.values())
-        most = int(self.limits[place] * MOST_AHEAD_SHARE / one_of_each)
-        groups = len(sizes) * min(most, math.ceil(AHEAD_SECONDS * bytes_per_second / one_of_each))
-        settings = replace(self.settings, gpu_groups=max(FEWEST_GROUPS, groups))
+        groups = _groups_of(AHEAD_SECONDS * bytes_per_second, self.catalog.slot_bytes(place), self.limits[place])
+        settings = replace(self.settings, gpu_groups=groups)
         return replace(self, settings=settings, slots=weight_slots(settings, self.catalog, self.device))
 
     def room(self, within: Mapping[str, int], held: Sequence[Holding] = ()) -> dict[str, int]:
@@ -148,6 +149,26 @@ class Planning:
         least = self.experts.least()
         holdings += self.experts.holdings({place: count - least[place] for place, count in grown.items()})
         return grown
+
+
+def _for_disk(settings: EngineSettings, catalog: WeightCatalog, device: Device, limit: int) -> EngineSettings:
+    """With as many slots as keep the disk busy, where they are of the one place and no setting says how many.
+
+    Of a model that is not much larger all that moves would have a slot: it gets the fewest.
+    """
+    place = device.places[-1].name
+    sizes = catalog.slot_bytes(place)
+    ahead = DISK_AHEAD_BYTES + max(sizes.values())
+    if settings.gpu_groups is not None or len(device.places) > 1 or catalog.needed_bytes * MOST_AHEAD_SHARE < ahead:
+        return settings
+    return replace(settings, gpu_groups=_groups_of(ahead, sizes, limit))
+
+
+def _groups_of(nbytes: float, sizes: Mapping[str, int], limit: int) -> int:
+    """As many, alike of each kind, as hold so many bytes, in their share of a limit; at least those by default."""
+    one_of_each = sum(sizes.values())
+    most = int(limit * MOST_AHEAD_SHARE / one_of_each)
+    return max(FEWEST_GROUPS, len(sizes) * min(most, math.ceil(nbytes / one_of_each)))
 
 
 def lay_out(groups: Sequence[WeightGroup], settings: EngineSettings, device: Device) -> WeightCatalog:

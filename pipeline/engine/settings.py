@@ -38,7 +38,8 @@ class EngineSettings:
         policy: what is prefetched when: the name of a prefetch policy, or an object that is one. Of the named ones all
             but "backpressure" need groups whose parts are "attn" and "ffn", as those of models are.
         gpu_groups: weight groups that move, wait or compute on the device; this is what bounds the prefetch depth. None
-            is 4, and more where a model's groups are so small that the link to a GPU would wait for slots.
+            is 4, and more where a model's groups are so small that the link to a GPU, or the disk of a CPU, would wait
+            for slots.
         host_groups: weight groups in pinned host memory; without effect on the CPU, whose memory is one.
         queues: messages that may wait in front of an actor, by the actor's name.
         insert: your own stages, by the name of the actor that they follow; a group that stays passes them once. Several

@@ -86,6 +86,36 @@ def test_there_are_as_many_slots_as_a_fast_link_fills_while_nothing_is_computed(
     assert plan.memory.fits()
 
 
+@pytest.mark.parametrize(
+    ("model", "memory", "slots", "settings"),
+    [
+        ("qwen2.5-0.5b", {"host_memory": "800MB"}, 4, {}),  # 64 MiB beside one that is computed
+        ("qwen2.5-0.5b", {"host_memory": "720MB"}, 3, {}),  # a quarter of what is left
+        ("qwen2.5-0.5b", {"host_memory": "800MB"}, 2, {"gpu_groups": 4}),  # as is said
+        ("llama-3.2-1b", {"host_memory": "1600MB"}, 2, {}),  # two of each hold as much
+        ("qwen2.5-0.5b", {"host_memory": "800MB", "gpu_memory": "300MB"}, 2, {}),
+    ],
+)
+def test_on_a_cpu_small_groups_have_as_many_slots_as_keep_the_disk_busy(
+    model: str, memory: dict[str, str], slots: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.engine.plan.resident_bytes", lambda: 300 << 20)
+    plan = drawn(model, **memory, max_requests=1, max_tokens_per_pass=16, kv_tokens=8192, **settings).plan
+    place = list(plan.slots)[-1]
+    assert {kind: count for kind, (count, _) in plan.slots[place].items()} == {"attn": slots, "ffn": slots}
+    assert plan.groups == 2 * slots
+    assert plan.memory.fits()
+
+
+def test_of_a_small_model_no_slots_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would hold all that moves."""
+    monkeypatch.setattr("pipeline.engine.plan.resident_bytes", lambda: 300 << 20)
+    plan = drawn("qwen2.5-0.5b", host_memory="800MB", residency=False).plan
+    assert plan.groups == 8
+    write_small_checkpoint(tmp_path / "small", "qwen2.5-0.5b")
+    assert drawn(str(tmp_path / "small" / "config.json"), host_memory="800MB", residency=False).plan.groups == 4
+
+
 @pytest.mark.usefixtures("everything_moves")
 async def test_a_link_is_measured_where_groups_are_sent_and_changes_no_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

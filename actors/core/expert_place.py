@@ -33,8 +33,11 @@ class ExpertPlace:
         self.uses: dict[int, Uses] = {}
 
     def settle(self, expert: Expert, message: Message[Slot]) -> None:
-        """Keep a slot that has been used, or give it back behind the last operation on it."""
-        if expert in self.cache:
+        """Keep a slot that has been used, or give it back behind the last operation on it.
+
+        So does that of an expert which has come a second time, as what is guessed wrong may be wanted on its way.
+        """
+        if expert in self.cache and expert not in self.kept:
             self.kept[expert] = message
         else:
             message.at.release(after=message.at.filled)

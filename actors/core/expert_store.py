@@ -176,7 +176,7 @@ class ExpertStore:
             self._settle_source(expert, message)
             self._ready.append(message)
             self._some.set()
-        elif not self._hints.arrive(expert, message):
+        elif guess is not None or not self._hints.arrive(expert, message):
             self._settle(expert, message)
             self._more.set()
 

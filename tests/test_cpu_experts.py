@@ -4,7 +4,7 @@ import asyncio
 import random
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.engine.expert_room import ExpertRoom
 from pipeline.errors import ConfigError
 from pipeline.generation import section_runtime
 from pipeline.generation.expert_record import ExpertsRecord
-from pipeline.generation.expert_split import SplitGate, SplitRates
+from pipeline.generation.expert_split import ProductSeconds, SplitGate, SplitRates
 from pipeline.generation.host_experts import HostExperts
 from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.generation.pass_rates import PassRates
@@ -163,17 +163,14 @@ async def test_rates_say_who_computes(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def rates(room: ExpertRoom, of_passes: PassRates, product_seconds: Mapping[int, float]) -> SplitRates:
-        assert 0 < product_seconds[1] <= product_seconds[4] < 1
-        return SplitRates(upload_seconds, 0.0, dict.fromkeys(product_seconds, 1e-6), 0.0)
+    def rates(room: ExpertRoom, of_passes: PassRates, products: ProductSeconds) -> SplitRates:
+        assert 0 < products.call + products.each[1] <= products.call + products.each[4] < 1
+        return SplitRates(upload_seconds, 0.0, dict.fromkeys(products.each, 1e-6), 0.0)
 
     monkeypatch.setattr(section_runtime, "split_rates", rates)
     caplog.set_level("INFO", "penstock")
     async with Model.open(checkpoint, **FEW, cpu_experts="auto") as model:
-        assert (
-            f"an expert that the device has not: {1e3 * upload_seconds:.2f} ms to copy it; on the CPU, by"
-            in caplog.text
-        )
+        assert f"{1e3 * upload_seconds:.2f} ms to copy it; on the CPU 0.00 ms and, by rows" in caplog.text
         assert await answers(model) == said
         counted = experts(model)
         if all_of_them:

@@ -38,6 +38,14 @@ class Missed:
 
 
 @dataclass(frozen=True, slots=True)
+class ProductSeconds:
+    """What a call takes beside its products, and each of these, by rising numbers of rows."""
+
+    call: float
+    each: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
 class SplitRates:
     """Seconds for one expert over the link and from the disk; on the CPU by rising numbers of rows.
 
@@ -52,7 +60,8 @@ class SplitRates:
     def __str__(self) -> str:
         """In milliseconds."""
         products = ", ".join(f"{1e3 * seconds:.2f} for {rows}" for rows, seconds in self.product_seconds.items())
-        return f"{1e3 * self.upload_seconds:.2f} ms to copy it; on the CPU, by rows that use it, {products} ms"
+        on_cpu = f"{1e3 * self.rows_seconds:.2f} ms and, by rows that use it, {products} ms"
+        return f"{1e3 * self.upload_seconds:.2f} ms to copy it; on the CPU {on_cpu}"
 
     def on_cpu(self, rows: int) -> float:
         """Interpolated between two numbers of rows; beyond the last ones in proportion, and never below the first."""
@@ -93,11 +102,12 @@ def split(missed: Sequence[Missed], rates: SplitRates) -> set[int]:
     return found
 
 
-def split_rates(room: ExpertRoom, rates: PassRates, product_seconds: Mapping[int, float]) -> SplitRates:
+def split_rates(room: ExpertRoom, rates: PassRates, products: ProductSeconds) -> SplitRates:
     """Of the experts of a model at the rates of a machine, those that are not known being assumed."""
     first, last = room.slot_bytes.values()
     upload_seconds = HANDLING_SECONDS + last / (rates.link or LINK_BYTES_PER_SECOND)
-    return SplitRates(upload_seconds, first / (rates.disk or DISK_BYTES_PER_SECOND), product_seconds, ROWS_SECONDS)
+    read_seconds = first / (rates.disk or DISK_BYTES_PER_SECOND)
+    return SplitRates(upload_seconds, read_seconds, products.each, ROWS_SECONDS + products.call)
 
 
 class SplitGate:

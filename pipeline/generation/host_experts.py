@@ -17,7 +17,7 @@ from actors.core.message import READY, Message
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory, Memory
 from pipeline.devices.port import Device
-from pipeline.generation.expert_split import MOST_ROWS, Missed, SplitGate, SplitRates, split
+from pipeline.generation.expert_split import MOST_ROWS, Missed, ProductSeconds, SplitGate, SplitRates, split
 from pipeline.generation.host_products import HostProducts
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models.feed_forwards import Experts
@@ -74,16 +74,11 @@ class HostExperts:
         uses = rows * max(kind.chosen for kind in config.expert_kinds)
         return {ROWS: rows * row_bytes, OUTPUTS: uses * row_bytes, PLACES: uses * PLACE_DTYPE.itemsize}
 
-    def product_seconds(self, kind: Experts, slots: Sequence[HostMemory]) -> Mapping[int, float]:
-        """Seconds of a product by numbers of rows, with weights that are taken to lie in each of the slots in turn."""
-        found = dict[int, float]()
-
-        def measure() -> None:
-            rows_TD, output_PD = self._as_rows(self._rows.tensor), self._as_rows(self._memory[OUTPUTS].tensor)
-            found.update(self._products.seconds(kind, self._place, slots, rows_TD, output_PD))
-
-        infer(measure)
-        return found
+    def product_seconds(self, kind: Experts, slots: Sequence[HostMemory]) -> ProductSeconds:
+        """What products take, with weights that are taken to lie in each of the slots in turn."""
+        rows_TD, output_PD = self._as_rows(self._rows.tensor), self._as_rows(self._memory[OUTPUTS].tensor)
+        with torch.inference_mode():
+            return self._products.seconds(kind, self._place, slots, rows_TD, output_PD)
 
     def begin(self, rows: int) -> None:
         """A pass of so many rows begins. The time of the one before was that from its first layer to its last one."""

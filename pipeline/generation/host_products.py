@@ -5,7 +5,7 @@ Letters in names: T rows of a pass, D hidden, P places: the uses of experts by r
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from actors.core.budget import Slot
 from actors.core.message import READY, Message
 from pipeline.devices.memory import HostMemory
 from pipeline.formats.matrix import Weights
+from pipeline.generation.expert_split import ProductSeconds
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models import experts
 from pipeline.models.feed_forwards import Experts
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 TIMED_ROWS = (1, 2, 4, 16, 64)
 """Numbers of rows for which products are timed."""
-TIMED_SECONDS, TIMED_AT_ONCE, TIMED_TIMES = 0.02, 4, 6
-"""For so long, but three times at least: so many products at once, by other experts each time."""
+TIMED_TIMES, TIMED_AT_ONCE = 5, 8
+"""So many calls, each with other experts: with one, and with so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,36 +86,37 @@ class HostProducts:
 
     def seconds(
         self, kind: Experts, place: str, slots: Sequence[HostMemory], rows_TD: torch.Tensor, output_PD: torch.Tensor
-    ) -> Mapping[int, float]:
-        """Seconds of a product by numbers of rows, with weights that are taken to lie in each of the slots in turn."""
+    ) -> ProductSeconds:
+        """What products take, with weights that are taken to lie in each of the slots in turn."""
         layer, part = self._catalog.order[0]
         there = [_There(place, one) for one in slots[: TIMED_AT_ONCE * TIMED_TIMES]]
         messages: list[Message[Any]] = [Message(layer, part, 0, one, READY) for one in there]
-        seconds = dict[int, float]()
+        each, calls = dict[int, float](), list[float]()
         for rows in TIMED_ROWS:
             if rows <= len(rows_TD):
-                least = min(self._times(kind, messages, rows, rows_TD, output_PD))
-                seconds[rows] = max(least, *seconds.values(), 0.0)
-        return seconds
+                most = max(1, min(TIMED_AT_ONCE, len(output_PD) // rows, len(messages)))
+                one, some = (self._call_seconds(kind, messages, count, rows, rows_TD, output_PD) for count in (1, most))
+                more = max(some - one, 0.0) / (most - 1) if most > 1 else one
+                each[rows] = max(more, *each.values(), 0.0)
+                calls.append(max(one - more, 0.0))
+        return ProductSeconds(calls[0], each)
 
-    def _times(
+    def _call_seconds(
         self,
         kind: Experts,
         messages: Sequence[Message[Any]],
+        count: int,
         rows: int,
         rows_TD: torch.Tensor,
         output_PD: torch.Tensor,
-    ) -> list[float]:
-        at_once, times = max(1, min(TIMED_AT_ONCE, len(output_PD) // rows)), list[float]()
-        began = time.perf_counter()
-        for index in range(0, len(messages), at_once):
-            some, started = messages[index : index + at_once], time.perf_counter()
-            row_P = torch.arange(rows).repeat(len(some))
-            self.multiply(kind, some, row_P, [rows] * len(some), rows_TD, output_PD)
-            times.append((time.perf_counter() - started) / len(some))
-            if len(times) > 2 and time.perf_counter() - began > TIMED_SECONDS:
-                break
-        return times
+    ) -> float:
+        """The least of some calls, each with so many experts, behind a first one."""
+        row_P, times = torch.arange(rows).repeat(count), list[float]()
+        for begin in range(0, TIMED_TIMES * count, count):
+            some, started = [messages[(begin + at) % len(messages)] for at in range(count)], time.perf_counter()
+            self.multiply(kind, some, row_P, [rows] * count, rows_TD, output_PD)
+            times.append(time.perf_counter() - started)
+        return min(times[1:])
 
     def _weights(self, kind: Experts, message: Message[Any]) -> "tuple[Weights, Laid | None]":
         """Those of an expert in its slot, and where the kernels find them, if they do."""

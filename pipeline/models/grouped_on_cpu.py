@@ -4,7 +4,6 @@ Letters in names: T tokens of this pass, D hidden, F channels of an expert, P pl
 """
 
 from collections.abc import Sequence
-from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +79,9 @@ class GroupedOnCpu:
         kernel, claimed = cpu_experts.multiply(first.kind, first.rounds), np.zeros(cpu_experts.CLAIMED, np.int64)
         others = [self._others.submit(kernel, claimed, *given) for _ in range(self._count) if self._others is not None]
         kernel(claimed, *given)
-        # Those that have begun return at once; others have nothing left to do.
-        wait([one for one in others if not one.cancel()])
+        # All is done: those that have begun find nothing more. To wait for them would take the interpreter lock.
+        for one in others:
+            one.cancel()
 
     def close(self) -> None:
         """End the threads."""

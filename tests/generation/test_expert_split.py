@@ -109,3 +109,9 @@ def test_a_pass_that_is_left_tells_a_gate_nothing() -> None:
     gate.took(1.0)
     gate.took(5.0)
     assert not gate.opens(1)
+
+
+def test_what_a_call_takes_counts_once_for_a_layer() -> None:
+    dear = replace(RATES, rows_seconds=2.0)
+    assert split([Missed(0, 1), Missed(1, 1)], dear) == set()
+    assert len(split([Missed(index, 1) for index in range(8)], dear)) == 5

@@ -5,7 +5,7 @@ import itertools
 import random
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -15,7 +15,7 @@ from pipeline.devices.open import open_device
 from pipeline.engine.expert_line import ExpertLine
 from pipeline.engine.expert_room import KIND
 from pipeline.formats.parts import EXPERT, kind_of
-from pipeline.generation.expert_split import MOST_ROWS
+from pipeline.generation.expert_split import MOST_ROWS, ProductSeconds
 from pipeline.generation.host_experts import HostExperts
 from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.tools.bench.expert_passes import ExpertPasses, experts_in_place
@@ -126,8 +126,8 @@ class ExpertFloors:
         share = seconds / (first + more * (used - 1))
         return first * share, more * share
 
-    def product_seconds(self) -> Mapping[int, float] | None:
-        """What an expert takes on the CPU beside a device, by numbers of rows; None where the CPU is the device."""
+    def products(self) -> ProductSeconds | None:
+        """What experts take on the CPU beside a device; None where the CPU is the device."""
         runtime, room = self._runtime, self._line.room
         if len(runtime.device.places) == 1:
             return None

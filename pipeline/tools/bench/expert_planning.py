@@ -105,6 +105,6 @@ def _sizes(drawn: Blueprint, room: ExpertRoom) -> ExpertSizes:
 
 def _left(room: ExpertRoom, settings: Config, rates: Rates) -> LeftToCpu | None:
     """What the settings leave to the CPU, where it is known what that takes."""
-    if not settings.cpu_experts or rates.product_seconds is None:
+    if not settings.cpu_experts or rates.products is None:
         return None
-    return LeftToCpu(split_rates(room, rates.of_passes, rates.product_seconds), settings.cpu_experts is True)
+    return LeftToCpu(split_rates(room, rates.of_passes, rates.products), settings.cpu_experts is True)

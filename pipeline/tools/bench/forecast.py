@@ -9,6 +9,7 @@ from typing import Protocol
 from pipeline.config import Config
 from pipeline.engine.plan import Plan
 from pipeline.formats.parts import kind_of
+from pipeline.generation.expert_split import ProductSeconds
 from pipeline.generation.pass_rates import PassRates
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.tools.bench.steady_timings import SteadyTimings, simulated_passes
@@ -75,7 +76,7 @@ class Rates:
     sampling and embedding, while nothing is computed. `read_slowdown` and `compute_slowdown` are by how much each takes
     longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk. What
     experts that are read take is told by `expert_waits`, where it was measured, and what a product by one takes on the
-    CPU beside a device by `product_seconds`, by numbers of rows. `how` says how all are known.
+    CPU beside a device by `products`. `how` says how all are known.
     """
 
     disk_bytes_per_second: float
@@ -85,7 +86,7 @@ class Rates:
     read_slowdown: float = 1.0
     compute_slowdown: float = 1.0
     expert_waits: ExpertWaits | None = None
-    product_seconds: Mapping[int, float] | None = None
+    products: ProductSeconds | None = None
     how: str = "measured"
 
     @property

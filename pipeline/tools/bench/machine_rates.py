@@ -88,7 +88,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         if experts is None:
             return rates
         waits = await experts.waits(tokens, passes, rates)
-        return replace(rates, expert_waits=waits, product_seconds=experts.product_seconds())
+        return replace(rates, expert_waits=waits, products=experts.products())
 
 
 def _batches(tokens: int, most: int) -> list[int]:

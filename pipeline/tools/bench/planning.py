@@ -169,7 +169,7 @@ def _forecast(
                 otherwise[ALONE] = one
     many = MORE_TOKENS * tokens
     otherwise[f"{many} tokens per pass"] = of(drawn, many)
-    if drawn.experts is not None and rates.product_seconds is not None and not settings.batch_invariant:
+    if drawn.experts is not None and rates.products is not None and not settings.batch_invariant:
         other = replace(settings, cpu_experts=False if settings.cpu_experts else "auto")
         otherwise[f"with cpu_experts={other.cpu_experts}"] = whole_forecast(drawn, other, rates, tokens, routing)
     outlook = expert_outlook(drawn, settings, rates, tokens, routing)

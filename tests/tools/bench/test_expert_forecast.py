@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.devices.port import ONE_PLACE
 from pipeline.devices.sim import SimDevice
 from pipeline.formats.parts import EXPERT, KINDS
-from pipeline.generation.expert_split import SplitRates
+from pipeline.generation.expert_split import ProductSeconds, SplitRates
 from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.tools.bench import expert_passes as module
 from pipeline.tools.bench.expert_forecast import ExpertSizes, LeftToCpu, with_experts
@@ -134,7 +134,7 @@ def test_a_plan_says_what_a_larger_cache_would_buy(checkpoint: Path) -> None:
 def test_a_plan_says_what_the_cpu_would_bring(checkpoint: Path) -> None:
     slots = {"gpu_experts": 5, "host_experts": 1000}
     told = replace(TOLD, h2d_bytes_per_second=1e5)
-    known = replace(told, product_seconds={1: 1e-4})
+    known = replace(told, products=ProductSeconds(0.0, {1: 1e-4}))
     assert not any("cpu_experts" in name for name in plan(checkpoint, None, rates=told, **slots).otherwise)
     without = plan(checkpoint, None, rates=known, **slots)
     found = plan(checkpoint, None, rates=known, **slots, cpu_experts="auto")
@@ -169,8 +169,9 @@ async def test_experts_are_measured(checkpoint: Path, short_measurements: None) 
     assert rates.expert_waits is not None
     assert rates.expert_waits.first_seconds >= 0
     assert rates.expert_waits.next_seconds >= 0
-    assert rates.product_seconds is not None
-    assert 0 < rates.product_seconds[1] <= rates.product_seconds[16]
+    assert rates.products is not None
+    assert rates.products.call + rates.products.each[1] > 0
+    assert rates.products.each[1] <= rates.products.each[16]
     assert rates.expert_waits.copied_seconds >= 0
     assert rates.expert_waits.beside_seconds != 0, "whole passes were measured"
     moving = replace(settings, residency=False)

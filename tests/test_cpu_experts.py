@@ -15,6 +15,7 @@ from support.cases import EVERYTHING
 from support.expert_slots import all_slots_are_back
 
 from pipeline import Model
+from pipeline.checkpoints.written_formats import written_format
 from pipeline.engine.expert_room import ExpertRoom
 from pipeline.errors import ConfigError
 from pipeline.generation import section_runtime
@@ -26,6 +27,7 @@ from pipeline.generation.pass_rates import PassRates
 from pipeline.server.metrics import SECTION_COUNTERS
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.commands.run_lines import closing_lines
+from pipeline.tools.convert.convert import convert
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -72,7 +74,7 @@ def convert_to_bf16(source: Path, folder: Path) -> None:
         if file.suffix == ".safetensors":
             save_file({name: one.bfloat16() for name, one in load_file(file).items()}, folder / file.name)
         else:
-            (folder / file.name).write_bytes(file.read_bytes())
+            (folder / file.name).write_text(file.read_text().replace("float32", "bfloat16"))
 
 
 async def answers(model: Model) -> list[Answer]:
@@ -123,8 +125,11 @@ async def test_the_cpu_changes_no_answer(checkpoint: Path, said: list[Answer], s
 
 
 @pytest.mark.anyio
-async def test_in_bf16_all_that_are_there_are_one_call(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its sums are in another order than those of torch."""
+@pytest.mark.parametrize("stored", ["bf16", "fp8"])
+async def test_in_bf16_all_that_are_there_are_one_call(
+    checkpoint: Path, stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sums are in another order than those of torch. Of FP8 none has the scales of empty slots, which are timed."""
     grouped = pytest.importorskip("pipeline.models.grouped_on_cpu")
     calls, multiply = list[int](), grouped.GroupedOnCpu.multiply
 
@@ -133,12 +138,14 @@ async def test_in_bf16_all_that_are_there_are_one_call(checkpoint: Path, monkeyp
         multiply(self, kind, each, *arguments)
 
     monkeypatch.setattr(grouped.GroupedOnCpu, "multiply", counted)
-    convert_to_bf16(checkpoint, folder := checkpoint.parent / "bf16")
+    convert_to_bf16(checkpoint, folder := tmp_path / "bf16")
+    if stored != "bf16":
+        convert(folder, folder := tmp_path / stored, written_format(stored))
     said = []
     for chosen in (False, True):
         async with Model.open(folder, **FEW, dtype="bfloat16", cpu_experts=chosen) as model:
             calls.clear()
-            output = await model.generate(PROMPTS[1], max_new_tokens=1, ignore_eos=True, logprobs=259)
+            output = await model.generate(PROMPTS[1][:8], max_new_tokens=1, ignore_eos=True, logprobs=259)
             assert output.logprobs is not None
             said.append(output.logprobs[0])
     assert max(calls) > 1

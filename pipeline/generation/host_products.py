@@ -99,6 +99,8 @@ class HostProducts:
                 more = max(some - one, 0.0) / (most - 1) if most > 1 else one
                 each[rows] = max(more, *each.values(), 0.0)
                 calls.append(max(one - more, 0.0))
+        # Scales may have been copied from slots in which nothing was yet, for an expert that may come into one.
+        self._laid.clear()
         return ProductSeconds(calls[0], each)
 
     def _call_seconds(

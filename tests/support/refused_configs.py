@@ -53,6 +53,10 @@ REFUSED: dict[str, tuple[Settings, str]] = {
         other("deepseek_v4", "DeepseekV4ForCausalLM", num_key_value_heads=1, compress_ratios=[0, 8] * 16),
         "compress_ratios",
     ),
+    "DeepSeek-V4-Flash with rates that are no numbers": (
+        other("deepseek_v4", "DeepseekV4ForCausalLM", num_key_value_heads=1, compress_ratios=["0", "4"] * 16),
+        "compress_ratios",
+    ),
     "DeepSeek-V4-Flash with a layer without experts": (
         other("deepseek_v4", "DeepseekV4ForCausalLM", num_key_value_heads=1, mlp_layer_types=["dense"] + ["moe"] * 31),
         "mlp_layer_types",

@@ -51,7 +51,7 @@ def _kinds(settings: JsonObject, count: int) -> list[str]:
     """Return what layers look at: as a list says, as rates do, of which more may follow, or in turns."""
     assumed = [SPARSE if index > 1 and index % 2 else HEAVY for index in range(count)]
     if (rates := settings.get("compress_ratios")) is not None and settings.get("layer_types") is None:
-        if not isinstance(rates, list) or len(rates) < count or not {*map(str, rates)} <= {*map(str, KINDS)}:
+        if not isinstance(rates, list) or len(rates) < count or not {*map(repr, rates)} <= {*map(repr, KINDS)}:
             raise unsupported(settings, "compress_ratios")
         return [KINDS[rate] for rate in rates[:count]]
     return read_kinds(settings, assumed, KINDS.values())

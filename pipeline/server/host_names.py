@@ -43,6 +43,11 @@ def host_name(host: str) -> str:
         return ""
 
 
+def is_name(text: str) -> bool:
+    """Whether a text is the name of a host, and no pattern, address with a port or URL."""
+    return bool(text) and host_name(text) == text.lower() and not {ANY, " "} & {*text}
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a server that listens there."""
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, shown
-from pipeline.server.host_names import ANY, host_name
+from pipeline.server.host_names import ANY, is_name
 
 LONGEST_DRAIN_SECONDS = 86_400
 KEYS = "PENSTOCK_API_KEY"
@@ -56,7 +56,7 @@ class ServerOptions:
             raise ConfigError(f"--drain-seconds: need seconds from 0 to {LONGEST_DRAIN_SECONDS}, have {have}")
         if not all(key and key.isascii() and key.isprintable() and " " not in key for key in self.api_keys):
             raise ConfigError("--api-key: need printable ASCII characters without spaces, as a header can carry them")
-        if wrong := [one for one in self.allowed_hosts if one != ANY and (not one or host_name(one) != one.lower())]:
-            raise ConfigError(f"--allowed-host: need a name without scheme and port, or *, have {shown(wrong[0])}")
+        if wrong := [one for one in self.allowed_hosts if one != ANY and not is_name(one)]:
+            raise ConfigError(f"--allowed-host: need a name without scheme and port, or just *, have {shown(wrong[0])}")
         if not all(self.names):
             raise ConfigError("--served-name: need a name, have an empty one")

@@ -95,7 +95,8 @@ async def test_a_name_that_is_not_this_machines_is_answered_only_where_others_ma
 
 
 def test_a_name_to_be_answered_to_has_no_scheme_and_no_port() -> None:
-    for name in ("http://box.example", "box.example:80", ""):
+    """And is no pattern, which would never be asked for."""
+    for name in ("http://box.example", "box.example:80", "", " ", "*.example"):
         with pytest.raises(ConfigError, match="--allowed-host: need a name without scheme and port"):
             ServerOptions(model=BUNDLED, allowed_hosts=(name,))
 

@@ -13,7 +13,7 @@ from support.safetensors_files import unpad
 
 from pipeline import Model, Output
 
-STEPS = 32
+STEPS = 32 if EVERYTHING else 8
 
 
 async def greedy(folder: Path, steps: int = STEPS, **settings: object) -> Output:

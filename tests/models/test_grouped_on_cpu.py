@@ -106,3 +106,4 @@ def test_what_the_kernels_do_not_know_is_left_to_others() -> None:
     wide = DenseMatrix(torch.zeros(SIZE, HIDDEN))
     assert laid(KIND, Weights({}, {**weights.matrices, "up": wide})) is None
     assert laid(KIND, Weights({}, {**weights.matrices, "up": matrix("blocks", SIZE, HIDDEN)})) is None
+    assert laid(KIND, Weights({}, {**expert("blocks").matrices, "up": matrix("matrix", SIZE, HIDDEN)})) is None

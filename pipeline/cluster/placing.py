@@ -80,7 +80,7 @@ class Placement:
 
     @property
     def sections(self) -> int:
-        """How many there are."""
+        """The number of sections."""
         return len(self.nodes)
 
     def options(self, number: int) -> dict[str, Any]:

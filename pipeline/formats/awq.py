@@ -25,7 +25,7 @@ class Awq:
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """The name of the format in messages."""
         return f"AWQ int4, {grouping(self.group)}"
 
     def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:

@@ -16,7 +16,7 @@ class ByDtype:
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """The name of the format in messages."""
         return self.usual.name
 
     def of(self, dtypes: set[str]) -> Format:
@@ -24,9 +24,9 @@ class ByDtype:
         return next((found for dtype, found in self.others.items() if dtype in dtypes), self.usual)
 
     def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
-        """As usual."""
+        """The tensors of the usual format."""
         return self.usual.stored_as(spec)
 
     def stored(self, spec: TensorSpec, tensors: tuple[TensorRange, ...]) -> StoredMatrix:
-        """As usual."""
+        """The matrix in the usual format."""
         return self.usual.stored(spec, tensors)

@@ -42,7 +42,7 @@ class Float8:
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """The name of the format in messages."""
         each = f"block of {self.block_rows} x {self.block_columns}"
         if self.block_columns is None:
             each = "matrix" if self.block_rows is None else "row"

@@ -38,7 +38,7 @@ class Gptq:
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """The name of the format in messages."""
         return f"GPTQ int{self.bits}, {grouping(self.group)}"
 
     def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:

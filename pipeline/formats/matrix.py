@@ -67,7 +67,7 @@ class Format(Protocol):
 
     @property
     def name(self) -> str:
-        """As people read it, with the options that tell it from others: "compressed-tensors int4, groups of 128"."""
+        """Its name in messages, with the options that tell it from others: "compressed-tensors int4, groups of 128"."""
 
     def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
         """The tensors that a checkpoint must hold for the matrix of `spec`, whose shape is [F, D] (see `part` there).

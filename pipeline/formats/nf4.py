@@ -37,7 +37,7 @@ class Nf4:
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """The name of the format in messages."""
         return "bitsandbytes nf4" + (", double quantisation" if self.is_double else "")
 
     def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:

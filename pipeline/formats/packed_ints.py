@@ -38,7 +38,7 @@ class PackedIntegers:
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """The name of the format in messages."""
         zeros, order = "" if self.symmetric else ", zero points", ", activation order" if self.ordered else ""
         return f"compressed-tensors int{self.bits}, {grouping(self.group)}{zeros}{order}"
 
@@ -104,7 +104,7 @@ class Integers:
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """The name of the format in messages."""
         scales, zeros = "one scale" if self.per_tensor else grouping(self.group), ", zero points"
         return f"compressed-tensors int{self.bits} in bytes, {scales}{'' if self.symmetric else zeros}"
 

@@ -23,9 +23,9 @@ ROWS_SECONDS = 100e-6
 
 
 TRIED = 4
-"""So many passes with the split, and as many without, decide for those of as many rows that come behind."""
+"""Passes that are timed with the split, and as many without, before one way is chosen for passes of as many rows."""
 RESTS = 256
-"""For so many; then they are tried again."""
+"""Passes for which the choice holds, until both ways are timed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class SplitRates:
     rows_seconds: float
 
     def __str__(self) -> str:
-        """In milliseconds."""
+        """The rates in milliseconds, for messages."""
         products = ", ".join(f"{1e3 * seconds:.2f} for {rows}" for rows, seconds in self.product_seconds.items())
         on_cpu = f"{1e3 * self.rows_seconds:.2f} ms and, by rows that use it, {products} ms"
         return f"{1e3 * self.upload_seconds:.2f} ms to copy it; on the CPU {on_cpu}"

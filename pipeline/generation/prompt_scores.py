@@ -61,7 +61,7 @@ class ScoredRows:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of scores."""
         return sum(run.count for run in self.runs)
 
 

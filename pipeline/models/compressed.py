@@ -46,7 +46,7 @@ class Compressor:
         return self.channels * (2 if self.overlap else 1)
 
     def entries(self, positions: int) -> int:
-        """Of how many windows the last token may be among so many positions from a multiple of that on."""
+        """The most windows whose last token lies in a block of so many positions; at least the room for one."""
         return max(1, positions // self.rate)
 
     def shapes(self, name: str, hidden_size: int) -> dict[str, tuple[int, int]]:
@@ -98,7 +98,7 @@ class CompressedAttention(Attention):
 
     @property
     def compressors(self) -> dict[str, Compressor]:
-        """Both, by what the names of their tensors begin with."""
+        """The compressors by how the names of their tensors begin: "entry", and "index" where there is an indexer."""
         both = {"entry": self.compressor, "index": self.index}
         return {name: one for name, one in both.items() if one is not None}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models
 from support.cases import EVERYTHING
@@ -204,6 +205,30 @@ async def test_a_gate_is_asked_for_each_pass_and_told_what_it_took(
     assert asked == [23, 1, 1, 1]
     assert len(told) == 3
     assert min(told) > 0
+
+
+@pytest.mark.anyio
+async def test_a_pass_that_is_left_amid_its_layers_tells_the_gate_nothing(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, told, begun = HostExperts.begin, list[float](), list[HostExperts]()
+
+    def noted(self: HostExperts, rows: int) -> None:
+        begun.append(self)
+        begin(self, rows)
+
+    monkeypatch.setattr(HostExperts, "begin", noted)
+    monkeypatch.setattr(SplitGate, "took", lambda gate, seconds: told.append(seconds))
+    async with Model.open(checkpoint, **FEW, cpu_experts=True) as model:
+        await model.generate(PROMPTS[0], max_new_tokens=1)
+        on_host = begun[-1]
+        for asked_layers in (3, 2, 3):
+            begin(on_host, 1)
+            told.clear()
+            for _ in range(asked_layers):
+                on_host.split(torch.zeros(1, 3, dtype=torch.int32), [3] + [0] * 6)
+            begin(on_host, 1)
+            assert len(told) == (asked_layers == 3)
 
 
 @pytest.mark.anyio

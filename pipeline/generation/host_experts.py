@@ -60,6 +60,7 @@ class HostExperts:
         self._memory = {name: device.plain_memory(sizes[name]) for name in (OUTPUTS, PLACES)}
         self._seen = {name: device.seen(memory) for name, memory in self._memory.items()}
         self._products = HostProducts(catalog, dtype, cpu.least_rows(dtype))
+        self._layers = len({layer for layer, _ in catalog.order})
         self._order_P = torch.empty(0, dtype=PLACE_DTYPE)
         self._filled = 0
         self._last: Event = READY
@@ -82,7 +83,7 @@ class HostExperts:
 
     def begin(self, rows: int) -> None:
         """A pass of so many rows begins. The time of the one before was that from its first layer to its last one."""
-        if len(self._asked_at) > 1:
+        if len(self._asked_at) == self._layers > 1:  # a pass that is left amid its layers tells nothing
             self._gate.took(self._asked_at[-1] - self._asked_at[0])
         self._asked_at.clear()
         self._opens = rows <= self._most_rows and (self.rates is None or self._gate.opens(rows))

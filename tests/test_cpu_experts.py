@@ -191,44 +191,32 @@ async def test_rates_say_who_computes(
 async def test_a_gate_is_asked_for_each_pass_and_told_what_it_took(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, told = list[int](), list[float]()
+    begin, asked, told, begun = HostExperts.begin, list[int](), list[float](), list[HostExperts]()
+
+    def noted(self: HostExperts, rows: int) -> None:
+        begun.append(self)
+        begin(self, rows)
 
     def opens(gate: SplitGate, rows: int) -> bool:
         asked.append(rows)
         return False
 
     monkeypatch.setattr(SplitGate, "opens", opens)
+    monkeypatch.setattr(HostExperts, "begin", noted)
     monkeypatch.setattr(SplitGate, "took", lambda gate, seconds: told.append(seconds))
     async with Model.open(checkpoint, **FEW, cpu_experts="auto") as model:
         await model.generate(PROMPTS[1], max_new_tokens=4, ignore_eos=True)
         assert sum(experts(model).on_cpu.values()) == 0
-    assert asked == [23, 1, 1, 1]
-    assert len(told) == 3
-    assert min(told) > 0
-
-
-@pytest.mark.anyio
-async def test_a_pass_that_is_left_amid_its_layers_tells_the_gate_nothing(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begin, told, begun = HostExperts.begin, list[float](), list[HostExperts]()
-
-    def noted(self: HostExperts, rows: int) -> None:
-        begun.append(self)
-        begin(self, rows)
-
-    monkeypatch.setattr(HostExperts, "begin", noted)
-    monkeypatch.setattr(SplitGate, "took", lambda gate, seconds: told.append(seconds))
-    async with Model.open(checkpoint, **FEW, cpu_experts=True) as model:
-        await model.generate(PROMPTS[0], max_new_tokens=1)
-        on_host = begun[-1]
-        for asked_layers in (3, 2, 3):
-            begin(on_host, 1)
+        assert asked == [23, 1, 1, 1]
+        assert len(told) == 3
+        assert min(told) > 0
+        for layers in (3, 2, 3):  # a pass that is left amid its three layers tells nothing
+            begin(begun[-1], 1)
             told.clear()
-            for _ in range(asked_layers):
-                on_host.split(torch.zeros(1, 3, dtype=torch.int32), [3] + [0] * 6)
-            begin(on_host, 1)
-            assert len(told) == (asked_layers == 3)
+            for _ in range(layers):
+                begun[-1].split(torch.zeros(1, 3, dtype=torch.int32), [3] + [0] * 6)
+            begin(begun[-1], 1)
+            assert len(told) == (layers == 3)
 
 
 @pytest.mark.anyio

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from pipeline.formats.tensors import TensorSpec
 from pipeline.models.layers import Attention
 from pipeline.models.state_part import StatePart
+
+if TYPE_CHECKING:
+    import torch
 
 GROUPED = "o_a"
 """The block diagonal matrix behind the heads."""
@@ -58,12 +60,14 @@ class Compressor:
         yield TensorSpec(f"{name}_bias", f"{module}.ape", (self.rate, self.projected), are_plain=True)
         yield TensorSpec(f"{name}_norm", f"{module}.norm.weight", (self.channels,))
 
-    def parts(self, positions: int, dtype: torch.dtype) -> tuple[StatePart, StatePart]:
+    def parts(self, positions: int, dtype: "torch.dtype") -> tuple[StatePart, StatePart]:
         """What is kept beside so many positions: the means that are not complete behind the last of them, and entries.
 
         Of a mean there are for each channel the highest gate, the sum of weights and the weighed sum. With overlap
         there is another one, of the next entry.
         """
+        import torch  # here, so that what only describes a model needs no torch
+
         running = StatePart((2 if self.overlap else 1, 3, self.channels), torch.float32)
         return running, StatePart((self.entries(positions), self.channels), dtype)
 
@@ -102,7 +106,7 @@ class CompressedAttention(Attention):
         both = {"entry": self.compressor, "index": self.index}
         return {name: one for name, one in both.items() if one is not None}
 
-    def beside(self, positions: int, dtype: torch.dtype) -> tuple[StatePart, ...]:
+    def beside(self, positions: int, dtype: "torch.dtype") -> tuple[StatePart, ...]:
         """What is kept of so many positions beside their keys."""
         return tuple(part for one in self.compressors.values() for part in one.parts(positions, dtype))
 

@@ -5,6 +5,8 @@ from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import read_activation
 from pipeline.models.layers import Layer
 
+ANY = "any"
+"""An `expert_dtype` that no file says: the first ones of DeepSeek-V4 name none, and have experts in FP4 or in FP8."""
 SHARED_SIZE = "shared_expert_intermediate_size"
 ABSENT = {"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": []}
 """What Qwen's families assume of the keys that `read_sparse_experts` reads."""

@@ -5,9 +5,7 @@ The names of modules are those of the checkpoint; those of all families are alik
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
-
-import torch
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pipeline.formats.parts import ATTN, FFN
 from pipeline.formats.tensors import TensorSpec
@@ -15,6 +13,9 @@ from pipeline.models.feed_forwards import Experts, FeedForward
 from pipeline.models.ropes import Rope
 from pipeline.models.state_part import StatePart
 from pipeline.models.streams import Streams
+
+if TYPE_CHECKING:
+    import torch
 
 ATTENTION_MATRICES = ("q", "k", "v", "o")
 PROJECTIONS = {
@@ -81,7 +82,7 @@ class Attention:
         """The channels of a key that are kept to choose by."""
         return 0
 
-    def beside(self, positions: int, dtype: torch.dtype) -> tuple[StatePart, ...]:
+    def beside(self, positions: int, dtype: "torch.dtype") -> tuple[StatePart, ...]:
         """What is kept of so many positions together, beside what is kept of each."""
         return ()
 

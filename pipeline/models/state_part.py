@@ -3,8 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 ALIGNMENT_BYTES = 64
 """Parts begin at multiples of it: kernels round by the address where it is odd."""
@@ -15,7 +17,7 @@ class StatePart:
     """One tensor of a cell."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: "torch.dtype"
 
     @property
     def nbytes(self) -> int:
@@ -23,7 +25,7 @@ class StatePart:
         return -(-math.prod(self.shape) * self.dtype.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def part_views(parts: Sequence[StatePart], memory_CB: torch.Tensor) -> list[torch.Tensor]:
+def part_views(parts: Sequence[StatePart], memory_CB: "torch.Tensor") -> "list[torch.Tensor]":
     """The tensors of all cells, [C, ...] each, in memory in which they lie in this order, uint8 [cells, bytes]."""
     tensors, begin = [], 0
     for part in parts:

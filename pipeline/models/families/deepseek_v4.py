@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from pipeline.models.compressed import CompressedAttention, Compressor
+from pipeline.models.expert_settings import ANY
 from pipeline.models.families.deepseek_v3 import refuse_others
 from pipeline.models.families.family import Family
 from pipeline.models.feed_forwards import Clamp, Experts, FeedForward, Routing
@@ -10,7 +11,6 @@ from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import read_activation, read_kinds, read_layer, read_norm_epsilon
 from pipeline.models.layers import Layer, Norms
 from pipeline.models.outside import Outside
-from pipeline.models.quantizers.fp8_settings import ANY
 from pipeline.models.rope_settings import SLIDING, read_rope
 from pipeline.models.ropes import Rope, YarnScaling
 from pipeline.models.streams import Streams

@@ -5,13 +5,12 @@ import re
 from pipeline.formats.by_dtype import ByDtype
 from pipeline.formats.fp4 import MXFP4_DEEPSEEK
 from pipeline.formats.fp8 import Float8
+from pipeline.models.expert_settings import ANY
 from pipeline.models.json_object import JsonObject
 from pipeline.models.quantizers.quantization import HEAD_MODULE, Quantization, all_but, refused
 
 ENDINGS = ("weight_scale_inv", "weight_scale", "scale", "qscale_weight")
 """What writers call the scales."""
-ANY = "any"
-"""What no file says: the first ones of DeepSeek-V4 have experts in FP4, or in FP8, and name neither."""
 EXPERTS = re.compile(r".*\.experts\.\d+\.")
 
 

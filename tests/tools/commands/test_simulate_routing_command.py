@@ -38,7 +38,7 @@ def test_hit_rates_by_size_are_printed_and_drawn(file: Path, capsys: pytest.Capt
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "4 layers with 32 experts of 9.44 MB, of which a token uses 4" in printed
-    assert re.search(rf"^21 +21 MB +{alone.hit_rate():.1%}", printed, re.MULTILINE)
+    assert re.search(rf"^21 +198 MB +{alone.hit_rate():.1%}", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Experts that a device has not, computed by the CPU from their slots in host memory: the same tokens."""
 
 import asyncio
+import functools
 import random
 import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models
 from support.cases import EVERYTHING
+from support.expert_answers import NEW_TOKENS, Answer, answers_to, said_by, save_mixture
 from support.expert_slots import all_slots_are_back
 
 from pipeline import Model
@@ -30,14 +31,9 @@ from pipeline.system.sizes import human_bytes
 from pipeline.tools.commands.run_lines import closing_lines
 from pipeline.tools.convert.convert import convert
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from transformers import Qwen3MoeConfig
-
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 DRAW = random.Random(7)
 PROMPTS = [[DRAW.randrange(3, tiny_models.VOCABULARY_SIZE) for _ in range(length)] for length in (1, 23, 90)]
-NEW_TOKENS = 9
 FEW: dict[str, Any] = {"device": "cpu-copy", "context_tokens": 128, "gpu_experts": 4, "host_experts": 9}
 RUNS: list[dict[str, Any]] = [
     {},
@@ -45,28 +41,12 @@ RUNS: list[dict[str, Any]] = [
     {"gpu_experts": 6, "host_experts": 14, "policy": "stage3", "max_tokens_per_pass": 40},
     {"lookahead": True, "expert_cache": "lfu", "gpu_experts": 8},
 ]
-Answer = tuple[tuple[int, ...], Any]
+answers = functools.partial(answers_to, PROMPTS)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = Qwen3MoeConfig(
-        vocab_size=tiny_models.VOCABULARY_SIZE,
-        hidden_size=48,
-        intermediate_size=104,
-        moe_intermediate_size=36,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=12,
-        num_experts=7,
-        num_experts_per_tok=3,
-        norm_topk_prob=True,
-        max_position_embeddings=256,
-    )
-    folder = tmp_path_factory.mktemp("experts")
-    tiny_models.save_model(tiny_models.randomised(config, seed=4), folder, shards=2)
-    return folder
+    return save_mixture(tmp_path_factory.mktemp("experts"))
 
 
 def convert_to_bf16(source: Path, folder: Path) -> None:
@@ -78,20 +58,10 @@ def convert_to_bf16(source: Path, folder: Path) -> None:
             (folder / file.name).write_text(file.read_text().replace("float32", "bfloat16"))
 
 
-async def answers(model: Model) -> list[Answer]:
-    calls = [model.generate(one, max_new_tokens=NEW_TOKENS, ignore_eos=True, logprobs=2) for one in PROMPTS]
-    return [(output.token_ids, output.logprobs) for output in await asyncio.gather(*calls)]
-
-
 @pytest.fixture(scope="module")
 def said(checkpoint: Path) -> list[Answer]:
     """What all are answered together when every expert stays on the device."""
-
-    async def main() -> list[Answer]:
-        async with Model.open(checkpoint, device="cpu-copy", context_tokens=128) as model:
-            return await answers(model)
-
-    return asyncio.run(main())
+    return said_by(checkpoint, PROMPTS, device="cpu-copy", context_tokens=128)
 
 
 def experts_of(said: ModelStatistics) -> ExpertsRecord:

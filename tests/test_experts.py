@@ -1,9 +1,9 @@
 """A model whose experts move one by one: the same bits wherever they lie, and every slot comes back."""
 
 import asyncio
+import functools
 import random
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 import torch
 from support import tiny_models
 from support.cases import EVERYTHING
+from support.expert_answers import EXPERTS, LAYERS, NEW_TOKENS, Answer, answers_to, said_by, save_mixture
 from support.expert_slots import all_slots_are_back
 
 from actors.core import expert_cache
@@ -27,15 +28,9 @@ from pipeline.generation.micro_batches import MicroBatch
 from pipeline.reading.source import CheckpointSource
 from pipeline.tools.commands.run_lines import opening_lines
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from transformers import Qwen3MoeConfig
-
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
-LAYERS, EXPERTS, CHOSEN = 3, 7, 3
 DRAW = random.Random(5)
 PROMPTS = [[DRAW.randrange(3, tiny_models.VOCABULARY_SIZE) for _ in range(length)] for length in (1, 23, 9, 40)]
-NEW_TOKENS = 9
 PLACES: list[dict[str, Any]] = [
     {"device": device, "gpu_experts": slots, "host_experts": EXPERTS * LAYERS + 1 - slots}
     for device in ("cpu", "cpu-copy")
@@ -49,45 +44,18 @@ RUNS: list[dict[str, Any]] = [
     {"device": "cpu", "gpu_experts": 4, "max_requests": 1, "gpu_groups": 1, "residency": False},
     {"device": "cpu-copy", "gpu_experts": 8, "host_experts": 9, "policy": "stage2", "lookahead": True},
 ]
-Answer = tuple[tuple[int, ...], Any]
+answers = functools.partial(answers_to, PROMPTS)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = Qwen3MoeConfig(
-        vocab_size=tiny_models.VOCABULARY_SIZE,
-        hidden_size=48,
-        intermediate_size=104,
-        moe_intermediate_size=36,
-        num_hidden_layers=LAYERS + 1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=12,
-        num_experts=EXPERTS,
-        num_experts_per_tok=CHOSEN,
-        norm_topk_prob=True,
-        mlp_only_layers=[1],
-        max_position_embeddings=256,
-    )
-    folder = tmp_path_factory.mktemp("experts")
-    tiny_models.save_model(tiny_models.randomised(config, seed=4), folder, shards=2)
-    return folder
-
-
-async def answers(model: Model) -> list[Answer]:
-    calls = [model.generate(one, max_new_tokens=NEW_TOKENS, ignore_eos=True, logprobs=2) for one in PROMPTS]
-    return [(output.token_ids, output.logprobs) for output in await asyncio.gather(*calls)]
+    return save_mixture(tmp_path_factory.mktemp("experts"), dense_layers=[1])
 
 
 @pytest.fixture(scope="module")
 def said(checkpoint: Path) -> list[Answer]:
     """What all are answered together when every expert stays."""
-
-    async def main() -> list[Answer]:
-        async with Model.open(checkpoint, device="cpu", context_tokens=64) as model:
-            return await answers(model)
-
-    return asyncio.run(main())
+    return said_by(checkpoint, PROMPTS, device="cpu", context_tokens=64)
 
 
 @pytest.mark.anyio

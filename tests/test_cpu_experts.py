@@ -1,6 +1,5 @@
 """Experts that a device has not, computed by the CPU from their slots in host memory: the same tokens."""
 
-import asyncio
 import functools
 import random
 import threading
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models
 from support.cases import EVERYTHING
-from support.expert_answers import NEW_TOKENS, Answer, answers_to, said_by, save_mixture
+from support.expert_answers import Answer, answers_to, leave_at_steps, said_by, save_mixture
 from support.expert_slots import all_slots_are_back
 
 from pipeline import Model
@@ -200,12 +199,7 @@ async def test_a_pass_of_many_rows_leaves_nothing_to_the_cpu(checkpoint: Path) -
 @pytest.mark.anyio
 async def test_a_request_may_leave_while_the_cpu_computes(checkpoint: Path, said: list[Answer]) -> None:
     async with Model.open(checkpoint, **FEW, cpu_experts=True) as model:
-        for steps in range(0, 120, 1 if EVERYTHING else 11):
-            leaving = asyncio.ensure_future(model.generate(PROMPTS[1], max_new_tokens=NEW_TOKENS, ignore_eos=True))
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            leaving.cancel()
-            await asyncio.wait([leaving])
+        await leave_at_steps(model, PROMPTS[1], 1 if EVERYTHING else 11)
         assert await answers(model) == said
         assert all_slots_are_back(model)
 

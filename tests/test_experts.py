@@ -1,6 +1,5 @@
 """A model whose experts move one by one: the same bits wherever they lie, and every slot comes back."""
 
-import asyncio
 import functools
 import random
 import time
@@ -12,7 +11,16 @@ import pytest
 import torch
 from support import tiny_models
 from support.cases import EVERYTHING
-from support.expert_answers import EXPERTS, LAYERS, NEW_TOKENS, Answer, answers_to, said_by, save_mixture
+from support.expert_answers import (
+    EXPERTS,
+    LAYERS,
+    NEW_TOKENS,
+    Answer,
+    answers_to,
+    leave_at_steps,
+    said_by,
+    save_mixture,
+)
 from support.expert_slots import all_slots_are_back
 
 from actors.core import expert_cache
@@ -219,12 +227,7 @@ async def test_a_run_says_what_experts_there_are_before_it_begins(checkpoint: Pa
 @pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
 async def test_where_experts_move_a_request_may_leave(checkpoint: Path, said: list[Answer], device: str) -> None:
     async with Model.open(checkpoint, context_tokens=64, device=device, gpu_experts=3, host_experts=5) as model:
-        for steps in range(0, 120, 1 if EVERYTHING else 9):
-            leaving = asyncio.ensure_future(model.generate(PROMPTS[1], max_new_tokens=NEW_TOKENS, ignore_eos=True))
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            leaving.cancel()
-            await asyncio.wait([leaving])
+        await leave_at_steps(model, PROMPTS[1], 1 if EVERYTHING else 9)
         assert await answers(model) == said
         assert all_slots_are_back(model)
 

@@ -57,16 +57,21 @@ async def test_threads_begin_with_one_guess_at_a_time_while_the_last_of_what_is_
         assert source.bytes_needed == 3 * GROUP_BYTES
 
 
+@pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("wanted", [True, False])
-async def test_one_that_is_decided_waits_for_nothing(wanted: bool, weights: Path, gate: Gate) -> None:
+async def test_one_that_is_decided_waits_for_nothing(wanted: bool, before: bool, weights: Path, gate: Gate) -> None:
+    """Before its read is asked for, or behind that."""
     gate.hold(GROUP_BYTES)
     async with opened(weights, lanes=8 if wanted else 1) as source:
         slots, guess = [HostMemory(GROUP_BYTES) for _ in range(2)], Guess((0, 0), kept=False)
         needed = asyncio.create_task(source.read_into((1, "attn"), slots[1]))
         await gate.until_begun(1)
+        if before:
+            guess.decide(wanted=wanted)
         perhaps = asyncio.create_task(source.read_while_idle((0, "attn"), slots[0], guess))
         await settle()
-        guess.decide(wanted=wanted)
+        if not before:
+            guess.decide(wanted=wanted)
         await asyncio.wait_for(perhaps, 5)
         assert sorted(set(gate.begun) & set(STARTS)) == (STARTS if wanted else [])
         gate.open.set()

@@ -55,3 +55,13 @@ def said_by(folder: Path, prompts: Sequence[list[int]], **settings: Any) -> list
             return await answers_to(prompts, model)
 
     return asyncio.run(main())
+
+
+async def leave_at_steps(model: Model, prompt: list[int], distance: int) -> None:
+    """Cancel a request in its first 120 turns of the event loop, so many apart, each time one that is new."""
+    for steps in range(0, 120, distance):
+        leaving = asyncio.ensure_future(model.generate(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])

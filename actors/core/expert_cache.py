@@ -19,7 +19,7 @@ Expert: TypeAlias = tuple[int, int]
 WINDOW_BYTES = 72 << 20
 """Slots for what moves hold so many: what lanes read at a time, and as many that are computed meanwhile."""
 FEWEST_MOVING, MOST_MOVING = 3, 64
-"""Of large experts one is read, one waits to be read, and one is computed."""
+"""Fewest and most slots for what moves: of large experts one is read, one waits to be read, and one is computed."""
 
 
 class EvictionPolicy(Protocol):

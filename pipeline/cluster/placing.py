@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("penstock")
 ANSWER_SECONDS = 10.0
-"""For a cluster to answer at its address."""
+"""How long a cluster may take to answer at its address."""
 NODE_DIGITS = 8
 PLACING_SECONDS = 30.0
 """For a cluster to find room; what is still starting then is no node yet."""

@@ -22,7 +22,7 @@ BF16, FP8 = range(2)
 NEXT, DONE, CLAIMED = 0, 8, 16
 """Numbers that threads share, each in a cache line of its own: pieces that are claimed, and that are done."""
 PIECE_ROWS = 64
-"""Of a matrix that a thread claims at once: 10 to 25 us."""
+"""The part of a matrix that a thread claims at once, which takes it 10 to 25 us."""
 COLUMNS = 10
 """Of a line of the table: addresses of numbers and scales of gate, up and down; how many columns of gate and up, and of
 down, share a scale, none in bf16; and where the places of the expert begin and end."""

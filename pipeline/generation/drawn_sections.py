@@ -20,7 +20,7 @@ from pipeline.models.model_config import ModelConfig
 HOP_SECONDS = 100e-6
 """From the last launch of one section to the first of the next in one process, with the rows of a few requests."""
 LEAST_GAIN = 1.02
-"""Of passes, for layers to be dealt anew: plans for 48 layers with experts take seconds."""
+"""What passes must gain for layers to be dealt anew: plans for 48 layers with experts take seconds."""
 
 
 def draw_up_sections(

@@ -27,7 +27,7 @@ from pipeline.models.feed_forwards import Experts
 from pipeline.reading.source import CheckpointSource
 
 TURNS_TO_READ = 3
-"""Of the event loop, until the reads of what is wanted have been asked for: the planner's, the reader's, the read's."""
+"""The turns of the event loop until reads have been asked for: the planner's, the reader's, and the read's own."""
 NEARLY_ALL = 0.85
 """A pass that uses this share of a layer's experts is taken to use those of the next one: the disk need not wait for
 its router. Of eight rows that choose two of eight experts four fifths of the layers use as many."""

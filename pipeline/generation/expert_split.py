@@ -17,9 +17,9 @@ from pipeline.generation.pass_rates import DISK_BYTES_PER_SECOND, LINK_BYTES_PER
 MOST_ROWS = 64
 """A pass of more rows leaves nothing to the CPU: as a prompt it uses most experts, and most of these for many rows."""
 HANDLING_SECONDS = 50e-6
-"""Of the host for each expert that is copied, until its computation can be launched."""
+"""What the host takes for each expert that is copied, until its computation can be launched."""
 ROWS_SECONDS = 100e-6
-"""In a layer, until the CPU has its rows and can begin, and until the device has what came out."""
+"""What a layer takes until the CPU has its rows and can begin, and then until the device has what came out."""
 
 
 TRIED = 4
@@ -103,7 +103,7 @@ def split(missed: Sequence[Missed], rates: SplitRates) -> set[int]:
 
 
 def split_rates(room: ExpertRoom, rates: PassRates, products: ProductSeconds) -> SplitRates:
-    """Of the experts of a model at the rates of a machine, those that are not known being assumed."""
+    """The rates for the experts of a model on a machine; those that are not known are assumed."""
     first, last = room.slot_bytes.values()
     upload_seconds = HANDLING_SECONDS + last / (rates.link or LINK_BYTES_PER_SECOND)
     read_seconds = first / (rates.disk or DISK_BYTES_PER_SECOND)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TIMED_ROWS = (1, 2, 4, 16, 64)
 """Numbers of rows for which products are timed."""
 TIMED_TIMES, TIMED_AT_ONCE = 5, 8
-"""So many calls, each with other experts: with one, and with so many."""
+"""The calls that are timed, each with other experts: with one expert, and with this many at once."""
 
 
 @dataclass(frozen=True, slots=True)

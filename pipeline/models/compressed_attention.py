@@ -121,7 +121,7 @@ def _entries(
 def _attend(
     kind: CompressedAttention, queries: _Queries, kv: LayerKV, one: SequenceRows, sinks_N: torch.Tensor
 ) -> torch.Tensor:
-    """Of the rows of one sequence, [T, N * H]. In the place of what is not there stand zeros."""
+    """Attend with the rows of one sequence, [T, N * H]; rows of a sequence that has ended are zeros."""
     if one.ended():
         return queries.heads.new_zeros(one.end - one.begin, kind.heads * kind.head_dim)
     end, window = one.start + one.end - one.begin, kind.window or 1

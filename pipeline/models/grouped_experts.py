@@ -23,7 +23,7 @@ from pipeline.models import grouped_kernels
 from pipeline.models.feed_forwards import FeedForward
 
 FEW_TILES = 8
-"""In the table of a launch that is recorded, which is the same for as many or fewer."""
+"""The lines in the table of a launch that is recorded; fewer experts leave some of them empty."""
 LINE_BYTES = grouped_kernels.LINE.value * torch.int64.itemsize
 TILE_ROWS = 16
 """Rows of one expert that a program multiplies by; the least that tensor cores take."""

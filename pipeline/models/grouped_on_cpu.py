@@ -18,9 +18,9 @@ from pipeline.models.feed_forwards import FeedForward
 from pipeline.system.threads import Threads
 
 MOST_THREADS = 8
-"""So many read weights nearly as fast as a CPU can, and leave cores to those who launch, read and copy."""
+"""This many threads read weights nearly as fast as a CPU can, and leave cores to those who launch, read and copy."""
 FEW_ROWS = 8
-"""By an expert with more torch multiplies as fast, or faster: each row reads it from a core's first cache again."""
+"""With more rows torch multiplies as fast, or faster: here each row reads the expert from a core's first cache."""
 SHORTS = ("gate", "up", "down")
 
 

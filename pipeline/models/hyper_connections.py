@@ -15,7 +15,7 @@ from pipeline.models.ops import rms_norm, sigmoid
 from pipeline.models.streams import BASE, FUNCTION, SCALE, Streams
 
 IN_ORDER = 4
-"""So few numbers torch adds up in order, however many sums there are."""
+"""Up to this many numbers torch adds up in order, however many sums there are."""
 
 
 def summed_up(

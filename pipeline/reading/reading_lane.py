@@ -31,7 +31,7 @@ def unheeded(chunk: Window) -> None:
 
 
 STEP_BYTES = 4 << 20
-"""So much of a guess is on its way at a time: about what a disk of 2 GB/s gives in the 2 ms until it is decided."""
+"""The part of a guess that is read at a time: about what a disk of 2 GB/s gives in the 2 ms until it is decided."""
 
 
 def step_bytes(guess: Perhaps | None) -> int | None:

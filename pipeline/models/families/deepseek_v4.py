@@ -104,7 +104,7 @@ def _attention(settings: JsonObject, kind: str) -> CompressedAttention:
 
 
 def _rate(settings: JsonObject, kind: str) -> int:
-    """Of how many tokens an entry is made."""
+    """The number of tokens of which an entry is made."""
     rates = settings.section("compress_rates")
     place, key = (settings, RATES[kind]) if settings.get(RATES[kind]) is not None else (rates, kind)
     rate = place.count(key)

@@ -33,11 +33,11 @@ from pipeline.tools.bench.arm_program import Progress
 
 ROUNDS = 3
 SLOTS = 16
-"""For experts in each place: those of a layer move beside those of the one before."""
+"""The slots for experts in each place: those of a layer move beside those of the one before."""
 FIRST_PASSES, PASSES = 4, 8
-"""In the first ones a GPU records what is launched; the others are counted."""
+"""The passes in which a GPU records what is launched; those behind them are counted."""
 READING_PASSES = 2
-"""In a round; these read all that they use."""
+"""The passes of a round; these read all that they use."""
 
 
 @dataclass(frozen=True, slots=True)

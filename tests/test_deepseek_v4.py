@@ -23,9 +23,10 @@ from pipeline.checkpoints.written_formats import written_format
 from pipeline.formats.encoding import mxfp4_parts
 from pipeline.formats.lookup import E2M1, looked_up, nibble_table
 from pipeline.formats.tensors import ITEM_BITS
+from pipeline.generation.lone_experts import lone_experts
 from pipeline.groups.groups import plan_groups
 from pipeline.models.json_object import JsonObject
-from pipeline.models.model_config import parse_config
+from pipeline.models.model_config import parse_config, read_config
 from pipeline.models.specs import expert_specs, group_specs
 from pipeline.tools.convert.conversion import plan_conversion
 
@@ -132,6 +133,16 @@ def test_experts_that_tokens_choose_are_read_before_their_layers_turn(
         assert said.hints.wasted == 0
 
     asyncio.run(main())
+
+
+def test_kernels_of_a_gpu_know_its_experts(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        with open_checkpoint(folder) as checkpoint:
+            model = read_config(folder)
+            specs = group_specs(model) | expert_specs(model)
+            groups = plan_groups(specs, checkpoint, model.quantization.format_of, model.drafting_layers)
+            assert len(groups.experts) == 12 * model.layers
+            assert lone_experts(model, groups) is None
 
 
 def test_a_table_of_experts_that_there_are_not_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

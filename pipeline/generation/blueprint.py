@@ -15,6 +15,7 @@ from pipeline.engine.expert_room import ExpertRoom, lay_out_experts
 from pipeline.engine.plan import lay_out
 from pipeline.errors import ConfigError
 from pipeline.generation.folder import tokenizer_bytes
+from pipeline.generation.lone_experts import lone_experts
 from pipeline.generation.model_plan import ModelPlan
 from pipeline.generation.part import Agreed, Part
 from pipeline.generation.pass_rates import PassRates
@@ -152,7 +153,7 @@ def _computing_dtype(model: ModelConfig, groups: WeightGroups, settings: Config)
     return torch.float32 if found == torch.float64 else found
 
 
-def say_remarks(drawn: Blueprint, settings: Config) -> None:
+def say_remarks(drawn: Blueprint, settings: Config, device: Device) -> None:
     """Log what people should know about a checkpoint, and about a limit that no memory stands behind."""
     for place, name in drawn.plan.memory.limited_by.items():
         have_bytes = drawn.plan.memory.available[place] * drawn.plan.memory.divided.get(place, 1)
@@ -162,6 +163,8 @@ def say_remarks(drawn: Blueprint, settings: Config) -> None:
             logger.warning("%s is %s, of which %s can be had now; the plan keeps to that", name, said, have)
     if settings.cpu_experts and len(drawn.plan.slots) == 1:
         logger.warning("cpu_experts=%s has no effect: what computes here is the CPU", settings.cpu_experts)
+    if device.torch_device.type == "cuda" and (alone := lone_experts(drawn.model, drawn.whole)) is not None:
+        logger.warning("%s: %s", drawn.checkpoint.folder, alone)
     auto_dtype = drawn.dtype if settings.dtype == "auto" else None
     for remark in remarks(drawn.checkpoint, drawn.whole, auto_dtype, drawn.model.quantization.activations):
         logger.warning("%s", remark)

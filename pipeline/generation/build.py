@@ -47,7 +47,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
                 give_back(device)  # or what is dealt anew would be planned beside it
             drawn = dealt_at_rates(drawn, devices, rates)
             _promise(drawn, devices, folder)
-        say_remarks(drawn[0], settings)
+        say_remarks(drawn[0], settings, devices[0])
         if on_cpu:
             matrices = (matrix for one in drawn for group in one.groups.groups for matrix in group.matrices)
             cpu_choice.choose(matrices, drawn[0].dtype)

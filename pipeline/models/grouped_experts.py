@@ -9,17 +9,16 @@ tiles of a table, each a line of L numbers.
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from pipeline.formats.dense import DenseMatrix
-from pipeline.formats.encoded import Encoded
 from pipeline.formats.matrix import Weights
 from pipeline.models import grouped_kernels
+from pipeline.models.expert_places import Places, Stored, places
 from pipeline.models.feed_forwards import FeedForward
 
 FEW_TILES = 8
@@ -40,35 +39,6 @@ LANGUAGE: Mapping[torch.dtype | None, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What kernels are compiled for, or called with, beside addresses: the same for all experts of a launch."""
-
-    kind: Literal["dense", "fp8", "int4", "fp4"]
-    shape: tuple[int, int]
-    numbers: torch.dtype
-    scales: torch.dtype
-    rounds_to: torch.dtype
-    row_step: int
-    column_step: int = 1
-    scale_step: int = 0
-    group: int = 1
-    block_rows: int = 1
-    bias: torch.dtype | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where the numbers and scales of gate, up and down lie in a slot, and two biases, and how these are stored.
-
-    In bytes; of what there is not, 0. What is `wide` is gate and up, or one matrix in which these take turns.
-    """
-
-    offsets: tuple[int, ...]
-    wide: Stored
-    down: Stored
-
-
 def try_out(device: torch.device, dtype: torch.dtype) -> None:
     """Compile and run the kernels for a few items. Raises whatever Triton raises."""
     x_TD = torch.zeros(2, 32, dtype=dtype, device=device)
@@ -80,23 +50,6 @@ def try_out(device: torch.device, dtype: torch.dtype) -> None:
     weighed_sum(x_TD.view(2, 1, 32), torch.zeros(2, 1, device=device))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def places(kind: FeedForward, weights: Weights, slot: int) -> Places | None:
-    """Where an expert lies in the slot at this address; None where the kernels do not know how it is stored."""
-    if kind.fused:
-        if not kind.interleaved or kind.clamp is None:
-            return None
-        gate, down = _stored(weights, "gate_up"), _stored(weights, "down")
-        up = gate
-    else:
-        gate, up, down = (_stored(weights, short) for short in ("gate", "up", "down"))
-    if gate is None or up is None or down is None or gate[0] != up[0]:
-        return None
-    if not kind.fused and (not kind.gated or kind.clamp is not None or gate[0].bias or down[0].bias):
-        return None
-    biases = [0 if bias is None else bias.data_ptr() - slot for bias in (weights.bias("gate_up"), weights.bias("down"))]
-    return Places((*(address - slot for one in (gate, up, down) for address in one[1]), *biases), gate[0], down[0])
 
 
 def multiply(
@@ -142,11 +95,13 @@ def multiply_tiles(
     columns, settings = wide.shape[1], _settings(wide, input_TD.dtype)
     grid = (triton.cdiv(kind.size, settings["F"]), len(table_CL))
     given = (input_TD, order_P, table_CL, between_PF, chosen, kind.size, columns, *_steps(wide))
-    if (clamp := kind.clamp) is None:
-        grouped_kernels.channels[grid](*given, ACTIVATION=kind.activation, R=TILE_ROWS, **settings)
+    bounds = (0.0, 0.0, 0.0) if (clamp := kind.clamp) is None else (clamp.limit, clamp.slope, clamp.offset)
+    if kind.interleaved:
+        bias = LANGUAGE[wide.bias]
+        grouped_kernels.channels_in_turns[grid](*given, *bounds, BIAS=bias, R=TILE_ROWS, **settings)
     else:
-        bounds, bias = (clamp.limit, clamp.slope, clamp.offset), LANGUAGE[wide.bias]
-        grouped_kernels.clamped_channels[grid](*given, *bounds, BIAS=bias, R=TILE_ROWS, **settings)
+        activation = kind.activation if clamp is None else None
+        grouped_kernels.channels[grid](*given, *bounds, ACTIVATION=activation, R=TILE_ROWS, **settings)
     rows, columns = down.shape
     settings = _settings(down, input_TD.dtype)
     grid = (triton.cdiv(rows, settings["F"]), len(table_CL))
@@ -184,42 +139,3 @@ def _settings(stored: Stored, dtype: torch.dtype) -> Mapping[str, Any]:
 
 def _steps(stored: Stored) -> tuple[int, ...]:
     return stored.row_step, stored.column_step, stored.scale_step, stored.group, stored.block_rows
-
-
-def _stored(weights: Weights, short: str) -> tuple[Stored, tuple[int, int]] | None:
-    """How a matrix is stored, and the addresses of its numbers and scales."""
-    matrix, bias = weights.matrices[short], weights.bias(short)
-    kind_of_bias = None if bias is None else bias.dtype
-    if isinstance(matrix, DenseMatrix):
-        weight_FD = matrix.weight_FD
-        if weight_FD.dtype not in LANGUAGE or not (weight_FD.is_contiguous() or weight_FD.T.is_contiguous()):
-            return None
-        dtype, (row_step, column_step) = weight_FD.dtype, weight_FD.stride()
-        shape = (weight_FD.shape[0], weight_FD.shape[1])
-        stored = Stored("dense", shape, dtype, dtype, dtype, row_step, column_step, bias=kind_of_bias)
-        return stored, (weight_FD.data_ptr(), 0)
-    encoded: Encoded | None = getattr(matrix, "encoded", lambda: None)()
-    if encoded is None or encoded.kind not in ("fp8", "int4", "fp4") or encoded.numbers.stride(1) != 1:
-        return None
-    kind, scales, row_step, per_word = encoded.kind, encoded.scales, encoded.numbers.stride(0), 8
-    numbers = torch.int32
-    if kind == "fp8":
-        numbers, row_step, per_word = torch.float8_e4m3fn, 4 * row_step, 1
-    elif kind == "fp4":
-        scales = scales.view(torch.uint8)
-    zero, scaled = (8 if kind == "int4" else 0), ("exponent" if kind == "fp4" else "")
-    if (
-        encoded.order is not None
-        or not isinstance(encoded.zeros, int)
-        or (encoded.zeros, encoded.scaled) != (zero, scaled)
-    ):
-        return None
-    if (
-        row_step * per_word != encoded.shape[1]
-        or scales.dtype not in LANGUAGE
-        or (scales.shape[1] > 1 and scales.stride(1) != 1)
-    ):
-        return None
-    steps = (row_step, 1, scales.stride(0), encoded.group, encoded.block_rows)
-    stored = Stored(kind, encoded.shape, numbers, scales.dtype, encoded.rounds_to, *steps, kind_of_bias)
-    return stored, (encoded.numbers.data_ptr(), scales.data_ptr())

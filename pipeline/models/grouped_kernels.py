@@ -30,7 +30,7 @@ def decoded(numbers, scales, row_F, begin, rows, columns, row_step, column_step,
         F: tl.constexpr, D: tl.constexpr):
     """[F, D] of a matrix in DTYPE: (number - 8 of int4) * scale, rounded; or what is stored, cast.
 
-    The scale of an fp4 is the exponent of a power of two. GROUPS: so many groups its D columns are, 0 where that is not
+    Scales of one byte are exponents of a power of two. GROUPS: so many groups its D columns are, 0 where that is not
     a whole number.
     """
     column_D = begin + tl.arange(0, D)
@@ -54,7 +54,7 @@ def decoded(numbers, scales, row_F, begin, rows, columns, row_step, column_step,
         scale_FD = tl.broadcast_to(scale_FP[:, :, None], (F, GROUPS, D // GROUPS)).reshape((F, D))
     else:
         scale_FD = tl.load(scales + scale_at + (column_D // group)[None, :], mask=held_FD, other=0.0)
-    if KIND == "fp4":
+    if scales.dtype.element_ty == tl.uint8:
         exponent_FD = scale_FD.to(tl.int32)
         bits_FD = tl.where(exponent_FD == 0, 0x00400000, tl.where(exponent_FD == 255, 0x7FC00000, exponent_FD << 23))
         scale_FD = bits_FD.to(tl.float32, bitcast=True)
@@ -85,11 +85,24 @@ def activated(gate_RF, up_RF, ACTIVATION: tl.constexpr):
     return (gate_RF.to(dtype).to(tl.float32) * up_RF.to(tl.float32)).to(dtype)
 
 
-@triton.jit(do_not_specialize=["rows", "scale_step"])
+@triton.jit
+def clamped(gate_RF, up_RF, limit, slope, offset):
+    """As `row_kernels.clamped_gate`: rounded once."""
+    dtype = gate_RF.dtype
+    gate_RF = tl.minimum(gate_RF.to(tl.float32), limit)
+    gate_RF = gate_RF / (tl.exp(-slope * gate_RF) + 1.0)
+    up_RF = tl.minimum(tl.maximum(up_RF.to(tl.float32), -limit), limit) + offset
+    return (gate_RF * up_RF).to(dtype)
+
+
+@triton.jit(do_not_specialize=["rows", "scale_step", "limit", "slope", "offset"])
 def channels(x, order, table, out, chosen, rows, columns, row_step, column_step, scale_step, group, block_rows,
-        KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, GROUPS: tl.constexpr, ROUNDS: tl.constexpr,
-        ACTIVATION: tl.constexpr, R: tl.constexpr, F: tl.constexpr, D: tl.constexpr):
-    """Gate and up of the rows `x`, [T, columns], into `out`, [places in the order, rows]."""
+        limit, slope, offset, KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, GROUPS: tl.constexpr,
+        ROUNDS: tl.constexpr, ACTIVATION: tl.constexpr, R: tl.constexpr, F: tl.constexpr, D: tl.constexpr):
+    """Gate and up of the rows `x`, [T, columns], into `out`, [places in the order, rows].
+
+    Without an ACTIVATION the gate is the clamped one, else `limit`, `slope` and `offset` mean nothing.
+    """
     line = table + tl.program_id(1) * LINE
     first, count = tl.load(line), tl.load(line + 1)
     if count == 0:
@@ -111,7 +124,10 @@ def channels(x, order, table, out, chosen, rows, columns, row_step, column_step,
             block_rows, KIND, GROUPS, ROUNDS, dtype, F, D)
         gate_RF = tl.dot(x_RD, gate_FD.T, gate_RF, input_precision="ieee")
         up_RF = tl.dot(x_RD, up_FD.T, up_RF, input_precision="ieee")
-    made_RF = activated(gate_RF.to(dtype), up_RF.to(dtype), ACTIVATION)
+    if ACTIVATION is None:
+        made_RF = clamped(gate_RF.to(dtype), up_RF.to(dtype), limit, slope, offset)
+    else:
+        made_RF = activated(gate_RF.to(dtype), up_RF.to(dtype), ACTIVATION)
     into_RF = (first + place_R)[:, None] * rows + row_F[None, :]
     tl.store(out + into_RF, made_RF, mask=used_R[:, None] & (row_F < rows)[None, :])
 
@@ -134,10 +150,10 @@ def product(x, x_R, used_R, numbers, scales, row_F, rows, columns, row_step, col
 
 
 @triton.jit(do_not_specialize=["rows", "scale_step", "limit", "slope", "offset"])
-def clamped_channels(x, order, table, out, chosen, rows, columns, row_step, column_step, scale_step, group, block_rows,
+def channels_in_turns(x, order, table, out, chosen, rows, columns, row_step, column_step, scale_step, group, block_rows,
         limit, slope, offset, KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, GROUPS: tl.constexpr,
         ROUNDS: tl.constexpr, BIAS: tl.constexpr, R: tl.constexpr, F: tl.constexpr, D: tl.constexpr):
-    """The same of one matrix in which gate and up take turns, with the gate of `row_kernels.clamped_gate`."""
+    """The same of one matrix in which gate and up take turns, with the clamped gate."""
     line = table + tl.program_id(1) * LINE
     first, count = tl.load(line), tl.load(line + 1)
     if count == 0:
@@ -153,13 +169,11 @@ def clamped_channels(x, order, table, out, chosen, rows, columns, row_step, colu
         bias_G = tl.load(address(line + BIASES, BIAS) + row_G, mask=row_G < 2 * rows, other=0.0)
         sum_RG += bias_G.to(tl.float32)[None, :]
     dtype = x.dtype.element_ty
-    gate_RF, up_RF = tl.split(sum_RG.to(dtype).to(tl.float32).reshape((R, F, 2)))
-    gate_RF = tl.minimum(gate_RF, limit)
-    gate_RF = gate_RF / (tl.exp(-slope * gate_RF) + 1.0)
-    made_RF = gate_RF * (tl.minimum(tl.maximum(up_RF, -limit), limit) + offset)
+    gate_RF, up_RF = tl.split(sum_RG.to(dtype).reshape((R, F, 2)))
+    made_RF = clamped(gate_RF, up_RF, limit, slope, offset)
     row_F = tl.program_id(0) * F + tl.arange(0, F)
     into_RF = (first + place_R)[:, None] * rows + row_F[None, :]
-    tl.store(out + into_RF, made_RF.to(dtype), mask=used_R[:, None] & (row_F < rows)[None, :])
+    tl.store(out + into_RF, made_RF, mask=used_R[:, None] & (row_F < rows)[None, :])
 
 
 @triton.jit(do_not_specialize=["rows", "scale_step"])

@@ -36,6 +36,26 @@ MODELS: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
         "first_k_dense_replace": 1,
     },
+    "deepseek_v4": {
+        "head_dim": 20,
+        "num_key_value_heads": 1,
+        "q_lora_rank": 24,
+        "partial_rotary_factor": 0.4,
+        "o_groups": 2,
+        "o_lora_rank": 12,
+        "sliding_window": 6,
+        "swiglu_limit": 2.0,
+        "index_topk": 3,
+        "index_n_heads": 4,
+        "index_head_dim": 16,
+        "hc_mult": 3,
+        "hc_sinkhorn_iters": 4,
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 32},
+        "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
+        "num_hash_layers": 1,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+    },
 }
 PROMPTS = [[*range(3, 203)], [5, 9, 77, 34, 8, 8, 90], [*range(3, 90), 7]]
 NEW = {"max_new_tokens": 20, "ignore_eos": True, "logprobs": 20}

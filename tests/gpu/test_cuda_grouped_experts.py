@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,19 +40,30 @@ def fp8(rows: int, columns: int, dtype: torch.dtype) -> Matrix:
     return Float8Matrix(FP8, numbers, torch.rand(-(-rows // 128), -(-columns // 128), device="cuda") * 0.004)
 
 
+def fp8_powers(rows: int, columns: int, dtype: torch.dtype) -> Matrix:
+    numbers = (torch.randn(rows, columns, device="cuda") * 50).to(torch.float8_e4m3fn)
+    exponents = torch.randint(117, 120, (-(-rows // 128), -(-columns // 128)), dtype=torch.uint8, device="cuda")
+    return Float8Matrix(FP8, numbers, exponents.view(torch.float8_e8m0fnu))
+
+
+KINDS = {
+    "gate and up": FeedForward(size=SIZE),
+    "clamped": FeedForward(size=SIZE, clamp=replace(CLAMP, slope=1.0, offset=0.0)),
+    "in turns": FeedForward(size=SIZE, fused=True, interleaved=True, clamp=CLAMP),
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("clamp", [None, CLAMP], ids=["gate and up", "in turns"])
-@pytest.mark.parametrize("made", [dense, transposed, mxfp4, fp8])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("made", [dense, transposed, mxfp4, fp8, fp8_powers])
 @torch.inference_mode()
 def test_experts_in_company_give_what_each_gives_by_itself(
-    made: Callable[[int, int, torch.dtype], Matrix], clamp: Clamp | None, dtype: torch.dtype
+    made: Callable[[int, int, torch.dtype], Matrix], kind: FeedForward, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(1)
-    is_fused = clamp is not None
-    kind = FeedForward(size=SIZE, fused=is_fused, interleaved=is_fused, clamp=clamp)
     shapes, experts = kind.shapes(HIDDEN), []
     for _ in range(COUNT):
-        biased = ("gate_up", "down") if is_fused else ()
+        biased = ("gate_up", "down") if kind.fused else ()
         vectors = {f"{short}_bias": torch.randn(shapes[short][0], device="cuda").to(dtype) for short in biased}
         experts.append(Weights(vectors, {short: made(*shape, dtype) for short, shape in shapes.items()}))
     input_TD = torch.randn(TOKENS, HIDDEN, device="cuda").to(dtype)

@@ -95,7 +95,7 @@ def plan_devices(
     drawn = draw_up_sections(model, checkpoint, settings, devices)
     if rates is not None:
         drawn = dealt_at_rates(drawn, devices, rates.of_passes)
-    say_remarks(drawn[0], settings)
+    say_remarks(drawn[0], settings, devices[0])
     dealt = owners(drawn)
     sections = [PlannedSection(name, one) for name, one in zip(names, drawn, strict=True)]
     if rates is None:

@@ -134,7 +134,7 @@ def _place(
     drawn = draw_up_fitting(model, checkpoint, settings, device)
     if rates is not None:
         drawn = drawn.at_rates(rates.of_passes)
-    say_remarks(drawn, settings)
+    say_remarks(drawn, settings, device)
     return Placed(drawn, computed_from)
 
 

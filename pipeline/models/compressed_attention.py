@@ -140,25 +140,39 @@ def _attend(
             slice(one.begin + begin - one.start, one.begin + last - one.start),
             (begin - first, first + cell - last),
         )
-        positions_C1 = torch.arange(first, first + cell, device=device).unsqueeze(1)
-        seen_S = torch.arange(first + 1 - window, first + cell, device=device)
-        visible_CS = (seen_S >= 0) & (seen_S <= positions_C1) & (seen_S > positions_C1 - window)
+        # A token of an answer sees all of its window, once that is full, and all entries that there are.
+        visible_CS = None if cell == 1 and first + 1 >= window else _in_window(first, cell, window, device)
         looked_SH = keys_SH[first + 1 - window - lowest : first + cell - lowest]
         if kind.compressor is not None:
-            complete_C1 = (positions_C1 + 1) // kind.compressor.rate
             entries_EH = read["entry"][: (first + cell) // kind.compressor.rate]
-            visible_CE = torch.arange(len(entries_EH), device=device) < complete_C1
+            visible_CE = None if visible_CS is None else _complete(first, cell, kind.compressor.rate, device)
             if kind.chosen is not None and len(entries_EH) > kind.chosen:
                 chosen_CK = _chosen(kind, queries, rows, around, read["index"][: len(entries_EH)], visible_CE)
                 if cell == 1:
-                    entries_EH, visible_CE = entries_EH[chosen_CK[0]], visible_CE[:, : kind.chosen]
-                else:
+                    entries_EH = entries_EH[chosen_CK[0]]
+                    visible_CE = None if visible_CE is None else visible_CE[:, : kind.chosen]
+                elif visible_CE is not None:
                     visible_CE &= torch.zeros_like(visible_CE).scatter_(1, chosen_CK, True)
-            looked_SH, visible_CS = torch.cat((looked_SH, entries_EH)), torch.cat((visible_CS, visible_CE), dim=1)
+            looked_SH = torch.cat((looked_SH, entries_EH))
+            if visible_CS is not None and visible_CE is not None:
+                visible_CS = torch.cat((visible_CS, visible_CE), dim=1)
         looked_S1H, q_CNH = looked_SH.unsqueeze(1), filled(queries.heads[rows], around)
         mixed_CA = attend_by_formula(q_CNH, looked_S1H, looked_S1H, kind, sinks_N, visible_CS)
         mixed.append(mixed_CA[begin - first : last - first])
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def _in_window(first: int, cell: int, window: int, device: torch.device) -> torch.Tensor:
+    """Which of the keys from the first one's window on these tokens see, [C, C + window - 1]."""
+    positions_C1 = torch.arange(first, first + cell, device=device).unsqueeze(1)
+    seen_S = torch.arange(first + 1 - window, first + cell, device=device)
+    return (seen_S >= 0) & (seen_S <= positions_C1) & (seen_S > positions_C1 - window)
+
+
+def _complete(first: int, cell: int, rate: int, device: torch.device) -> torch.Tensor:
+    """Which entries these tokens see, [C, E]: those whose last token comes no later."""
+    complete_C1 = (torch.arange(first, first + cell, device=device).unsqueeze(1) + 1) // rate
+    return torch.arange((first + cell) // rate, device=device) < complete_C1
 
 
 def _chosen(
@@ -167,7 +181,7 @@ def _chosen(
     rows: slice,
     around: tuple[int, int],
     index_EI: torch.Tensor,
-    visible_CE: torch.Tensor,
+    visible_CE: torch.Tensor | None,
 ) -> torch.Tensor:
     """The entries that these tokens look at, [C, K], of those whose keys these are."""
     index_TXI, weights_TX = queries.index, queries.weights

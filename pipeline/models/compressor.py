@@ -9,7 +9,7 @@ Shape letters in names: T tokens of this pass, C channels, P channels that are p
 window, B blocks, E entries that a block has room for, X the means that are running.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -45,10 +45,15 @@ class CompressedRows:
         kind, start, end = self.kind, one.start, one.start + one.end - one.begin
         first, lead = divmod(start, kind.rate)
         windows = (end - 1) // kind.rate + 1 - first
-        around = (0, 0, lead, windows * kind.rate - lead - (end - start))
-        values_WRP = pad(values_TP[one.begin : one.end].float(), around).unflatten(0, (windows, -1))
-        gates_WRP = pad(gates_TP[one.begin : one.end].float(), around, value=-torch.inf).unflatten(0, (windows, -1))
-        tokens = _Tokens(values_WRP, gates_WRP.add_(bias_RP.float()), _places(lead, end - start, windows, kind.rate))
+        values_TP, gates_TP = (some[one.begin : one.end].float() for some in (values_TP, gates_TP))
+        if windows == 1:  # as a pass that decodes launches: nothing that is not needed
+            own, places = slice(lead, lead + end - start), range(lead, lead + end - start)
+            tokens = _Tokens(values_TP.unsqueeze(0), gates_TP.add(bias_RP[own].float()).unsqueeze(0), places)
+        else:
+            around = (0, 0, lead, windows * kind.rate - lead - (end - start))
+            values_WRP = pad(values_TP, around).unflatten(0, (windows, -1))
+            gates_WRP = pad(gates_TP, around, value=-torch.inf).unflatten(0, (windows, -1))
+            tokens = _Tokens(values_WRP, gates_WRP.add_(bias_RP.float()), range(kind.rate))
 
         blocks = range(start // self.positions, (end - 1) // self.positions + 1)
         last = [divmod(min(end, (block + 1) * self.positions) - 1 - first * kind.rate, kind.rate) for block in blocks]
@@ -57,7 +62,7 @@ class CompressedRows:
         ahead: list[torch.Tensor] = []
         if kind.overlap:  # the first channels are for the entry behind
             ahead_W3C, ahead_L3C = tokens.run(slice(0, kind.channels), tokens.begun(open_X3C[1]), last)
-            begun, ahead = torch.cat((begun[:1], ahead_W3C[:-1])), [ahead_L3C]
+            begun, ahead = begun if windows == 1 else torch.cat((begun[:1], ahead_W3C[:-1])), [ahead_L3C]
         mean_W3C, mean_L3C = tokens.run(slice(kind.projected - kind.channels, None), begun, last)
         self.running[one.blocks_B[blocks.start : blocks.stop]] = torch.stack((mean_L3C, *ahead), dim=1)
 
@@ -77,26 +82,27 @@ class CompressedRows:
 
     def _open(self, one: SequenceRows, lead: int) -> torch.Tensor:
         """The means that are running before the first token, of which so many are in its window already, [X, 3, C]."""
+        before = (one.start - 1) // self.positions
+        kept = [self.running.index_select(0, one.blocks_B[before : before + 1])[0]] if one.start else []
+        if lead:
+            return kept[0]
         none_13C = self.running.new_zeros(1, 3, self.kind.channels)
         none_13C[:, MOST] = LOWEST
-        means = self.running.shape[1]
-        if not one.start:
-            return none_13C.expand(means, -1, -1)
-        before = (one.start - 1) // self.positions
-        kept_X3C = self.running.index_select(0, one.blocks_B[before : before + 1])[0]
-        return kept_X3C if lead else torch.cat((kept_X3C[1:], none_13C))
+        return torch.cat((kept[0][1:], none_13C)) if kept else none_13C.expand(self.running.shape[1], -1, -1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """Those of some windows, [W, R, P] each; only at these `places` there are any: elsewhere gates are -inf."""
+    """Those of some windows at these `places`, [W, R, P] each; where there are none, gates are -inf."""
 
     values_WRP: torch.Tensor
     gates_WRP: torch.Tensor
-    places: Collection[int]
+    places: range
 
     def begun(self, first_3C: torch.Tensor) -> torch.Tensor:
         """The means before the tokens of each window: nothing is in them but for the first one, [W, 3, C]."""
+        if len(self.values_WRP) == 1:
+            return first_3C.unsqueeze(0)
         begun_W3C = first_3C.new_zeros(len(self.values_WRP), *first_3C.shape)
         begun_W3C[:, MOST] = LOWEST
         begun_W3C[0] = first_3C
@@ -110,22 +116,19 @@ class _Tokens:
         """
         most_WC, total_WC, sum_WC = begun_W3C.unbind(1)
         behind: dict[int, torch.Tensor] = {}
-        kept_places, means_W3C = {place for _, place in kept}, begun_W3C
-        for place in self.places:
-            value_WC, gate_WC = self.values_WRP[:, place, channels], self.gates_WRP[:, place, channels]
+        kept_places = {place for _, place in kept}
+        for index, place in enumerate(self.places):
+            value_WC, gate_WC = self.values_WRP[:, index, channels], self.gates_WRP[:, index, channels]
             before_WC, most_WC = most_WC, torch.maximum(most_WC, gate_WC)
             old_WC, new_WC = (before_WC - most_WC).exp_(), (gate_WC - most_WC).exp_()
             total_WC = total_WC.mul(old_WC).add_(new_WC)
             sum_WC = sum_WC.mul(old_WC).add_(new_WC.mul_(value_WC))
-            if place in kept_places:
+            if place in kept_places or place == self.places[-1]:
                 behind[place] = torch.stack((most_WC, total_WC, sum_WC), dim=1)
-        means_W3C = torch.stack((most_WC, total_WC, sum_WC), dim=1)
+        means_W3C = behind[self.places[-1]]
+        if len(means_W3C) == len(behind) == 1:
+            return means_W3C, means_W3C
         ranks = {place: rank for rank, place in enumerate(behind)}
         rows = [ranks[place] * len(means_W3C) + window for window, place in kept]
         index_L = torch.tensor(rows, device=means_W3C.device)
         return means_W3C, torch.cat([*behind.values()]).index_select(0, index_L)
-
-
-def _places(lead: int, tokens: int, windows: int, rate: int) -> range:
-    """Where tokens are in any of the windows."""
-    return range(lead, lead + tokens) if windows == 1 else range(rate)

@@ -1,18 +1,22 @@
 """What several residual streams are summed up to before a half of a layer, and how its result is added to them.
 
-In fp32 inside; each product and each sum is rounded by itself, so that no bit depends on how many tokens there are.
+In fp32 inside; each product and each sum is rounded by itself, so that no bit depends on how many tokens there are. On
+a GPU that is one kernel before a half and one behind it (`fused_streams`), where Triton can make them.
 Source: arXiv 2512.24880, with the Sinkhorn rounds in the order in which DeepSeek-V4 has them.
 
 Shape letters in names: T tokens, D hidden, S streams, W numbers of all streams, M numbers that mix them.
 """
 
+import functools
 from collections.abc import Mapping
+from types import ModuleType
 
 import torch
 
 from pipeline.formats.dense import linear
 from pipeline.models.ops import rms_norm, sigmoid
 from pipeline.models.streams import BASE, FUNCTION, SCALE, Streams
+from pipeline.models.triton_kernels import kernels_of
 
 IN_ORDER = 4
 """Up to this many numbers torch adds up in order, however many sums there are."""
@@ -33,6 +37,9 @@ def enter(
     """The row that a half gets, [T, D], and what `leave` needs, fp32 [T, M]."""
     count = kind.count
     logits_TM = _logits(tensors, hidden_TW, norm_epsilon)
+    if kernels := _kernels(hidden_TW.device, hidden_TW.dtype):
+        fused: tuple[torch.Tensor, torch.Tensor] = kernels.enter(kind, tensors, logits_TM, hidden_TW)
+        return fused
     parts = (count, count, count**2)
     scaled = [
         logits.mul(scale).add_(base)
@@ -50,6 +57,9 @@ def enter(
 
 def leave(kind: Streams, mixing_TM: torch.Tensor, hidden_TW: torch.Tensor, computed_TD: torch.Tensor) -> torch.Tensor:
     """Mix the streams, in place, and add to each what a half has computed; returns `hidden_TW`."""
+    if kernels := _kernels(hidden_TW.device, hidden_TW.dtype):
+        fused: torch.Tensor = kernels.leave(kind, mixing_TM, hidden_TW, computed_TD)
+        return fused
     after_TS, mixed_TSS = mixing_TM[:, : kind.count], mixing_TM[:, kind.count :].unflatten(1, (kind.count, -1))
     streams = [stream_TD.float() for stream_TD in hidden_TW.chunk(kind.count, dim=1)]
     computed32_TD, new = computed_TD.float(), []
@@ -61,6 +71,11 @@ def leave(kind: Streams, mixing_TM: torch.Tensor, hidden_TW: torch.Tensor, compu
     for stream_TD, new_TD in zip(hidden_TW.chunk(kind.count, dim=1), new, strict=True):
         stream_TD.copy_(new_TD)
     return hidden_TW
+
+
+@functools.cache
+def _kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    return kernels_of("pipeline.models.fused_streams", device, "residual streams are many operations each", dtype)
 
 
 def _logits(tensors: Mapping[str, torch.Tensor], hidden_TW: torch.Tensor, norm_epsilon: float) -> torch.Tensor:

@@ -116,7 +116,7 @@ def steps(start: int, end: int, prompt_tokens: int) -> Iterator[tuple[int, int, 
 
 def filled(rows: torch.Tensor, around: tuple[int, int]) -> torch.Tensor:
     """Rows of a cell, with zeros in the place of those that are not there."""
-    return pad(rows, (0, 0) * (rows.ndim - 1) + around)
+    return pad(rows, (0, 0) * (rows.ndim - 1) + around) if any(around) else rows
 
 
 def _index_keys(kv: LayerKV, blocks_B: torch.Tensor, end: int, until: int) -> torch.Tensor | None:

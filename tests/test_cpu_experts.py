@@ -4,6 +4,7 @@ import asyncio
 import functools
 import random
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from support.cases import EVERYTHING
 from support.expert_answers import Answer, answers_to, leave_at_steps, said_by, save_mixture
 from support.expert_slots import all_slots_are_back
 
+from actors.core.event import Event
 from pipeline import Model
 from pipeline.checkpoints.written_formats import written_format
 from pipeline.engine.expert_room import ExpertRoom
@@ -164,11 +166,18 @@ async def test_rates_say_who_computes(
 async def test_a_gate_is_asked_for_each_pass_and_told_what_it_took(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, asked, told, begun = HostExperts.begin, list[int](), list[float](), list[HostExperts]()
+    begin, ended, clock = HostExperts.begin, HostExperts.ended, time.perf_counter
+    asked, told, begun, at = list[int](), list[float](), list[HostExperts](), list[float]()
 
     def noted(self: HostExperts, rows: int) -> None:
         begun.append(self)
+        at.append(clock())
         begin(self, rows)
+
+    async def noted_end(self: HostExperts) -> Event | None:
+        multiplied = await ended(self)
+        at.append(clock())
+        return multiplied
 
     def opens(gate: SplitGate, rows: int) -> bool:
         asked.append(rows)
@@ -176,19 +185,20 @@ async def test_a_gate_is_asked_for_each_pass_and_told_what_it_took(
 
     monkeypatch.setattr(SplitGate, "opens", opens)
     monkeypatch.setattr(HostExperts, "begin", noted)
+    monkeypatch.setattr(HostExperts, "ended", noted_end)
     monkeypatch.setattr(SplitGate, "took", lambda gate, seconds: told.append(seconds))
     async with Model.open(checkpoint, **FEW, cpu_experts="auto") as model:
         await model.generate(PROMPTS[1], max_new_tokens=4, ignore_eos=True)
         assert sum(experts(model).on_cpu.values()) == 0
         assert asked == [23, 1, 1, 1]
-        assert len(told) == 3
-        assert min(told) > 0
+        passes = [at[first : first + 4] for first in range(0, 16, 4)]  # three layers each
+        assert all(seconds > times[-1] - times[0] for seconds, times in zip(told, passes, strict=True))
         for layers in (3, 2, 3):  # a pass that is left amid its three layers tells nothing
             begin(begun[-1], 1)
             told.clear()
             for _ in range(layers):
                 begun[-1].split(torch.zeros(1, 3, dtype=torch.int32), [3] + [0] * 6)
-            begin(begun[-1], 1)
+            begun[-1].end()
             assert len(told) == (layers == 3)
 
 

@@ -15,6 +15,7 @@ from support.compressed_models import CASES
 from support.deepseek_v4_files import published_tensors
 from support.expert_configs import DEEPSEEK_V4_FLASH
 
+from actors.core.event import Event
 from pipeline import CheckpointError, ConfigError, Model, Output
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.config_alone import config_alone
@@ -23,6 +24,7 @@ from pipeline.checkpoints.written_formats import written_format
 from pipeline.formats.encoding import mxfp4_parts
 from pipeline.formats.lookup import E2M1, looked_up, nibble_table
 from pipeline.formats.tensors import ITEM_BITS
+from pipeline.generation.expert_half import ExpertHalf
 from pipeline.generation.lone_experts import lone_experts
 from pipeline.groups.groups import plan_groups
 from pipeline.models.json_object import JsonObject
@@ -143,6 +145,40 @@ def test_kernels_of_a_gpu_know_its_experts(folders: tuple[Path, Path]) -> None:
             groups = plan_groups(specs, checkpoint, model.quantization.format_of, model.drafting_layers)
             assert len(groups.experts) == 12 * model.layers
             assert lone_experts(model, groups) is None
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_where_nothing_is_left_to_the_cpu_no_router_of_these_layers_is_waited_for(
+    opens: bool, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four layers two choose by token. Where the CPU computes some, the rows of these must have come, too."""
+    waits, passes = list[str](), 3
+    settings: dict[str, Any] = {"device": "cpu-copy", "gpu_experts": 1, "host_experts": 48, "cpu_experts": True}
+    counts = ExpertHalf._counts
+
+    async def main() -> None:
+        async with Model.open(folders[1], context_tokens=64, dtype="float32", **settings) as model:
+            device = model.runtime.device
+            wait = device.ended_soon
+
+            async def waited(event: Event) -> None:
+                waits.append(str(event))
+                await wait(event)
+
+            async def counted(self: ExpertHalf, *arguments: Any) -> list[int]:
+                assert self._host is not None
+                self._host.opens = opens
+                return await counts(self, *arguments)
+
+            monkeypatch.setattr(device, "ended_soon", waited)
+            monkeypatch.setattr(ExpertHalf, "_counts", counted)
+            await model.generate(PROMPT[:1], max_new_tokens=passes, ignore_eos=True)
+            said = model.statistics().experts
+        assert said is not None
+        assert (sum(said.on_cpu.values()) > 0) == opens
+        assert len(waits) == passes * (4 if opens else 2)
+
+    asyncio.run(main())
 
 
 def test_a_table_of_experts_that_there_are_not_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -95,6 +95,11 @@ class ExpertHalf:
             prompts = [len(piece.token_ids) > 1 or not piece.logit_rows for piece in pieces for _ in piece.token_ids]
             self.recorder.begin(prompts)
 
+    def end(self) -> None:
+        """The results of the pass that has begun last are there."""
+        if self._host is not None:
+            self._host.end()
+
     def computes(self, key: GroupKey) -> bool:
         """Whether a group is that of a layer with experts."""
         return not attends(key[1]) and not gives_logits(key[1]) and self._work.kind(key[0]) is not None
@@ -259,7 +264,7 @@ class ExpertHalf:
         """How many rows have chosen each expert; none where choosing has failed, which the sum fails with, too."""
         chosen, rows = pass_.last, len(token_ids(pass_.pieces))
         of_tokens = self._work.of_tokens if kind.routing.by_token else None
-        if of_tokens is not None and self._host is None:  # which must have the rows that the CPU computes
+        if of_tokens is not None and (self._host is None or not self._host.opens):  # else rows for the CPU must come
             return self._counted(kind, message, of_tokens.of_tokens(message.layer, rows))
         if self._host is not None:
             chosen = self._host.fetch(self._work.inputs_memory, rows, chosen)

@@ -37,7 +37,7 @@ class HostExperts:
 
     The rows of a layer come behind what its router has chosen. Places and outputs lie in host memory that the device
     sees, so that they wait for no copy in the H2D lane. `place` is the budget of the slots. Without `rates` all that is
-    not on the device is computed here; with them a gate looks at what passes take.
+    not on the device is computed here; with them a gate looks at what passes take, from their beginning to their end.
     """
 
     rates: SplitRates | None = None
@@ -65,8 +65,8 @@ class HostExperts:
         self._filled = 0
         self._last: Event = READY
         self._gate = SplitGate()
-        self._opens = True
-        self._asked_at: list[float] = []
+        self._begun_at, self._asked = 0.0, 0
+        self.opens = True
 
     @staticmethod
     def sizes(config: ModelConfig, dtype: torch.dtype, most_rows: int) -> Mapping[str, int]:
@@ -82,16 +82,19 @@ class HostExperts:
             return self._products.seconds(kind, self._place, slots, rows_TD, output_PD)
 
     def begin(self, rows: int) -> None:
-        """A pass of so many rows begins. The time of the one before was that from its first layer to its last one."""
-        if len(self._asked_at) == self._layers > 1:  # a pass that is left amid its layers tells nothing
-            self._gate.took(self._asked_at[-1] - self._asked_at[0])
-        self._asked_at.clear()
-        self._opens = rows <= self._most_rows and (self.rates is None or self._gate.opens(rows))
+        """A pass of so many rows begins. Whether it leaves some here, `opens` says until the next one."""
+        self._begun_at, self._asked, self._filled = time.perf_counter(), 0, 0
+        self.opens = rows <= self._most_rows and (self.rates is None or self._gate.opens(rows))
+
+    def end(self) -> None:
+        """The results of the pass are there."""
+        if self._asked == self._layers:  # one that was left amid its layers tells nothing
+            self._gate.took(time.perf_counter() - self._begun_at)
 
     def fetch(self, inputs: Memory, rows: int, after: Event) -> Event:
         """A layer begins: copy the rows that its experts get into host memory, if some may be computed here."""
         self._filled, self._last = 0, READY
-        if not self._opens:
+        if not self.opens:
             return after
         nbytes = rows * self._hidden_size * self._dtype.itemsize
         return self._device.download(inputs, self._rows, [Copy(0, 0, nbytes)], (after,))
@@ -101,8 +104,8 @@ class HostExperts:
 
         `counts` has how many rows use each expert. None for a pass that leaves none here.
         """
-        self._asked_at.append(time.perf_counter())
-        if not self._opens:
+        self._asked += 1
+        if not self.opens:
             return None
         self._order_P = torch.argsort(ids_TK.flatten(), stable=True)
 

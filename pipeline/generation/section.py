@@ -92,6 +92,8 @@ class Section(Program):
     async def finish(self, pass_: GenerationPass) -> None:
         """Let the whole wait for the results."""
         await self.passes.finish(self, pass_)
+        if self.expert_half is not None:
+            self.expert_half.end()
 
     async def fetch(self, pieces: list[Piece]) -> tuple[list[Piece], Event]:
         """Fetch the embedding rows of these pieces, where the section has the embedding; see `fetch_rows`."""
@@ -109,11 +111,10 @@ class Section(Program):
         if self.head is not None:
             self.head.begin(pass_)
         sent = self._inputs.send(pieces, pass_.cuts, upload=not embeds_alike)
+        embed, repeats = functools.partial(self._work.embed, pass_, tokens), None
         if embeds_alike:
-            copy_and_embed = functools.partial(self._work.copy_and_embed, pass_)
-            self._embed(pass_, copy_and_embed, (fetched, sent), ("embed", pass_.padded_rows))
-        else:
-            self._embed(pass_, functools.partial(self._work.embed, pass_, tokens), (fetched, sent))
+            embed, repeats = functools.partial(self._work.copy_and_embed, pass_), ("embed", pass_.padded_rows)
+        self._embed(pass_, embed, (fetched, sent), repeats)
         return pass_
 
     def may_go_on(self, pass_: GenerationPass, head: Head) -> bool:

@@ -1,13 +1,18 @@
 """Experts on a GPU: wherever they lie, the same bits; and what they say is what the CPU says."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.written_models import write_model
 
+from actors.core.event import Event
 from pipeline import Model, Output
+from pipeline.devices.cuda import CudaDevice
+from pipeline.generation.token_experts import TokenExperts
 
 pytestmark = pytest.mark.cuda
 SHAPE = {
@@ -58,7 +63,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 PROMPTS = [[*range(3, 203)], [5, 9, 77, 34, 8, 8, 90], [*range(3, 90), 7]]
-NEW = {"max_new_tokens": 20, "ignore_eos": True, "logprobs": 20}
+SLEEP_CYCLES = 20_000_000
+NEW: dict[str, Any] = {"max_new_tokens": 20, "ignore_eos": True, "logprobs": 20}
 SLOTS = ((1, 1), (4, 9), (13, 5), (None, None))
 
 
@@ -91,3 +97,25 @@ async def test_experts_need_no_company(dtype: str, tmp_path: Path) -> None:
     mode = {"device": "cuda", "dtype": dtype, "batch_invariant": True, "gpu_experts": 5}
     together = await said(tmp_path, PROMPTS, **mode, max_tokens_per_pass=100)
     assert together == [(await said(tmp_path, [prompt], **mode))[0] for prompt in PROMPTS]
+
+
+async def test_experts_that_follow_from_tokens_wait_until_the_device_knows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids are late in each pass; a pass that decodes needs nothing else that is copied behind them."""
+    write_model(tmp_path, {"model_type": "deepseek_v4", **SHAPE, **MODELS["deepseek_v4"]})
+    mode = {"device": "cuda", "dtype": "float32"}
+    expected = await said(tmp_path, PROMPTS[1:2], **mode)
+    begin, were_late = TokenExperts.begin, list[bool]()
+
+    def late(self: TokenExperts, token_ids: Sequence[int], rows: int) -> Event:
+        assert isinstance(self._device, CudaDevice)
+        self._device._lanes["h2d"].submit(lambda: torch.cuda._sleep(SLEEP_CYCLES), (), short=True)
+        event = begin(self, token_ids, rows)
+        were_late.append(not event.done())
+        return event
+
+    monkeypatch.setattr(TokenExperts, "begin", late)
+    assert await said(tmp_path, PROMPTS[1:2], **mode) == expected
+    assert len(were_late) >= NEW["max_new_tokens"]
+    assert all(were_late)

@@ -156,6 +156,7 @@ async def test_passes_that_begin_ahead_have_the_tokens_of_those_that_wait(
 async def test_work_that_asks_the_device_is_launched_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
     device = CudaDevice()
     numbers, seen = torch.arange(4, device="cuda"), []
+    torch.cuda.synchronize()  # The lanes of the device do not wait for torch's own stream.
     for _ in range(4):
         await device.launch("compute", lambda: seen.append(int(numbers.add_(1).sum())), (), repeats="a sum").wait()
     await device.aclose()

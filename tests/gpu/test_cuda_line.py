@@ -16,7 +16,7 @@ from actors.core.budget import Budget
 from actors.core.event import Event
 from actors.core.line import Line
 from actors.core.message import GroupKey
-from actors.core.ports import Copy
+from actors.core.ports import Copy, Program
 from actors.core.trace import Span, Trace
 from actors.disk_reader import DiskReader
 from actors.gpu_uploader import GpuUploader
@@ -147,7 +147,7 @@ class EvenCatalog:
         return {}
 
 
-class Products:
+class Products(Program):
     """A program whose every group multiplies a few matrices."""
 
     def __init__(self, device: CudaDevice, order: Sequence[tuple[int, str]], products: int) -> None:
@@ -164,12 +164,6 @@ class Products:
 
     async def begin(self) -> list[Event]:
         return []
-
-    def prepare(self, pass_: list[Event], message: Message[Slot]) -> None:
-        pass
-
-    async def check_in(self, pass_: list[Event], message: Message[Slot]) -> None:
-        await message.event.wait()
 
     def step(self, pass_: list[Event], message: Message[Slot]) -> Sequence[Event]:
         pass_.append(self.device.launch("compute", self.work, (message.event,)))

@@ -15,6 +15,7 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pipeline.formats import cpu_kept
 from pipeline.formats.cpu_instructions import claim, pause
 from pipeline.formats.cpu_kernels import from_bits, to_bits
 
@@ -26,6 +27,15 @@ PIECE_ROWS = 64
 COLUMNS = 10
 """Of a line of the table: addresses of numbers and scales of gate, up and down; how many columns of gate and up, and of
 down, share a scale, none in bf16; and where the places of the expert begin and end."""
+SIGNATURE = (
+    types.int64[::1],
+    types.int64[:, ::1],
+    types.float32[:, ::1],
+    types.int64[::1],
+    types.float32[:, ::1],
+    types.uint16[:, ::1],
+)
+"""The arguments of a `kernel`."""
 FAST = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 
 
@@ -108,6 +118,14 @@ def columns(how, line, first, downs, scales, between_PF, out_PD, decoded):
 
 @functools.cache
 def multiply(kind: int, rounds: bool) -> Callable[..., None]:
+    """The `kernel`, ready to be called: the first time on a machine another process compiles it for some seconds."""
+    made = kernel(kind, rounds)
+    source = "from pipeline.formats.cpu_experts import SIGNATURE, kernel; "
+    cpu_kept.load(made, SIGNATURE, f"{source}kernel({kind}, {rounds}).compile(SIGNATURE)")
+    return made
+
+
+def kernel(kind: int, rounds: bool) -> Any:
     """A kernel for matrices of a kind, whose numbers are rounded to bf16 if need be.
 
     It takes `claimed`, zeros that all threads share, the `table` of experts, [E, COLUMNS] in int64, x_TD in fp32, the

@@ -141,7 +141,7 @@ class SectionRuntime(Runtime):
             return None
         place, rows = line.budgets[0].name, drawn.plan.pass_size.tokens
         host = HostExperts(drawn.model, line.room.catalog, place, device, open_device("cpu"), drawn.dtype, rows)
-        logger.info("experts on the CPU: products are timed; the first time in a program kernels are compiled for it")
+        logger.info("experts on the CPU: products are timed, once kernels are compiled, the first time for seconds")
         products = host.product_seconds(drawn.model.expert_kinds[0], line.host_slots)
         if chosen == "auto":
             link = drawn.rates.link or device.link_bytes_per_second()

@@ -1,0 +1,45 @@
+"""Kernels of numba that another process compiles: compiling holds the interpreter lock, half a second at a time."""
+
+import logging
+import os
+import subprocess
+import sys
+from typing import Any
+
+logger = logging.getLogger("penstock")
+LONGEST_SECONDS = 300.0
+
+
+def load(kernel: Any, signature: Any, source: str) -> None:
+    """Make a kernel ready to be called, from numba's cache on the disk, which another process has filled if need be.
+
+    `source` is what that runs: it compiles the same kernel for the same signature. Where that fails it is compiled
+    here, and the log says why.
+    """
+    if kernel._cache.load_overload(signature, kernel.targetctx) is None and (failure := _run(source)):
+        logger.warning(
+            "numba compiles a kernel in this process, whose other threads stand still meanwhile, as one of its own "
+            "could not: %s",
+            failure,
+        )
+    kernel.compile(signature)
+
+
+def _run(source: str) -> str:
+    """Run Python elsewhere; returns what was wrong, nothing where all was well."""
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        subprocess.run(
+            [sys.executable, "-c", source],
+            env={**os.environ, **paths},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LONGEST_SECONDS,
+            check=True,
+            text=True,
+        )
+    except subprocess.CalledProcessError as error:
+        return f"it ended with {error.returncode}: {error.stderr.strip().splitlines()[-1:]}"
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -1,0 +1,36 @@
+"""Kernels that another process could not compile are compiled in this one, which says so."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.formats.cpu_kept import load
+
+
+@pytest.mark.parametrize(
+    ("source", "executable", "why"),
+    [
+        ("raise ValueError('no')", sys.executable, "it ended with 1: ['ValueError: no']"),
+        ("", "/nowhere", "FileNotFoundError: "),
+        ("", sys.executable, ""),
+    ],
+)
+def test_what_no_other_process_compiles_is_compiled_here(
+    source: str, executable: str, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled, cache = list[object](), SimpleNamespace(load_overload=lambda *_: None)
+    monkeypatch.setattr(sys, "executable", executable)
+    load(SimpleNamespace(_cache=cache, targetctx=None, compile=compiled.append), "signature", source)
+    assert compiled == ["signature"]
+    assert [record.levelname for record in caplog.records] == (["WARNING"] if why else [])
+    if why:
+        assert "numba compiles a kernel in this process" in caplog.text
+        assert why in caplog.text
+
+
+def test_what_is_kept_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, cache = list[object](), SimpleNamespace(load_overload=lambda *_: "kept")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("nothing is to be compiled"))
+    load(SimpleNamespace(_cache=cache, targetctx=None, compile=compiled.append), "signature", "")
+    assert compiled == ["signature"]

@@ -8,7 +8,7 @@ from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.config import Config
 from pipeline.devices.open import open_device
 from pipeline.engine.shared_source import SharedSource
-from pipeline.formats import cpu_choice
+from pipeline.formats import cpu_choice, cpu_compiled
 from pipeline.generation.drawn_sections import draw_up_section
 from pipeline.generation.section_runtime import Lose, SectionRuntime, planned_line
 from pipeline.models.model_config import read_config
@@ -27,13 +27,16 @@ def open_section(
     with contextlib.ExitStack() as undone:
         checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
         undone.callback(device.free)
-        if (device.torch_device.type == "cpu" or settings.cpu_experts) and model.quantization.rules:
-            cpu_choice.kernels()  # whose memory the plan finds taken
+        on_cpu = device.torch_device.type == "cpu"
+        stored = ((one.dtype, one.length) for one in checkpoint.tensors.values())
+        quantised = (on_cpu or settings.cpu_experts) and model.quantization.rules
+        if quantised or (on_cpu and cpu_choice.wants_kernels(stored)):
+            cpu_compiled.kernels()  # whose memory the plan finds taken
         with promising:
             drawn = draw_up_section(model, checkpoint, settings, device, layers, kv_tokens, pass_tokens)
             promise(device, checkpoint.folder, drawn.plan.memory)
         reading = choose_reading(checkpoint.files, settings.reading, beside=device.shares_cores)
-        if device.torch_device.type == "cpu":
+        if on_cpu:
             cpu_choice.choose((one for group in drawn.groups.groups for one in group.matrices), drawn.dtype)
         shared = SharedSource.of(settings, checkpoint, reading, [planned_line(drawn, device)])
         runtime = SectionRuntime(drawn, settings, device, shared, lose, undone)

@@ -4,15 +4,14 @@ Both give the same bits, so that the choice is one of time alone. Products have 
 them follows from the machine and what is installed, never from a measurement.
 """
 
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from types import ModuleType
 
 import torch
 
+from pipeline.formats import cpu_compiled
 from pipeline.formats.cpu_threads import block_threads
 from pipeline.formats.dense import StoredDense
 from pipeline.formats.encoded import Encoded
@@ -23,42 +22,21 @@ logger = logging.getLogger("penstock")
 Decode = Callable[[int, int], torch.Tensor]
 """Gives rows [first, last), [F, D]; what it gave last on this thread may be overwritten."""
 ROUNDS = 3
+COLUMNS = 64
+"""Of a matrix by which kernels are tried out."""
 ROW_COUNTS = (1, 2, 4, 9)
 """Of x, for which products have different kernels."""
 _chosen: dict[tuple[object, ...], bool] = {}
 
 
-@functools.cache
-def kernels() -> ModuleType | None:
-    """What has the kernels, with the memory taken that numba needs to compile (130 MB); None where that fails."""
-    try:
-        from pipeline.formats import cpu_decoding
-
-        cpu_decoding.try_out()
-    except ImportError as error:
-        logger.info("torch decodes quantised matrices; numba, of the extra [cpu], would do it faster (%s)", error)
-        return None
-    except Exception as error:
-        name = type(error).__name__
-        logger.warning("torch decodes quantised matrices, since numba could not compile: %s: %s", name, error)
-        return None
-    return cpu_decoding
-
-
-def products(x_TD: torch.Tensor) -> ModuleType | None:
-    """Return what multiplies rows like these by quantised matrices; None where a CPU or numba lacks it."""
-    if kernels() is None:
-        return None
-    from pipeline.formats import cpu_products
-
-    return cpu_products if cpu_products.can_multiply(x_TD) else None
-
-
 def choose(matrices: Iterable[StoredMatrix], dtype: torch.dtype) -> None:
     """Compile, measure and choose before the first pass, with the smallest of those that are stored alike."""
     smallest: dict[tuple[object, ...], StoredMatrix] = {}
+    has_large = False
     for one in sorted(matrices, key=lambda one: one.tensors[0].length):
-        if not isinstance(one, StoredDense):
+        if isinstance(one, StoredDense):  # with another one beside it, as gate and up are multiplied
+            has_large |= one.dtype == dtype and cpu_compiled.is_large(dtype, 2 * one.tensors[0].length)
+        else:
             smallest.setdefault((type(one), *[part.dtype for part in one.tensors]), one)
     for one in smallest.values():
         parts = {part.short: torch.zeros(part.shape, dtype=stored_dtype(part.dtype)) for part in one.tensors}
@@ -66,10 +44,18 @@ def choose(matrices: Iterable[StoredMatrix], dtype: torch.dtype) -> None:
         matrix.decoded(dtype)
         for count in ROW_COUNTS:
             matrix.apply(torch.ones(count, one.columns, dtype=dtype))
-    if any(products(torch.empty(1, one.columns, dtype=dtype)) for one in smallest.values()):
+    if any(cpu_compiled.products(torch.empty(1, one.columns, dtype=dtype)) for one in smallest.values()):
         logger.info(
             "numba multiplies rows in bfloat16 by quantised matrices (AVX-512 BF16), and decodes int4 meanwhile"
         )
+    if has_large and (fast := cpu_compiled.products(torch.empty(1, COLUMNS, dtype=dtype))) is not None:
+        fast.compile_dense()
+        logger.info("numba multiplies rows in bfloat16 by large matrices (AVX-512 BF16)")
+
+
+def wants_kernels(tensors: Iterable[tuple[str, int]]) -> bool:
+    """Whether a CPU that computes wants kernels for tensors of these dtypes, in the words of safetensors, and bytes."""
+    return any(dtype == "BF16" and cpu_compiled.is_large(torch.bfloat16, 2 * nbytes) for dtype, nbytes in tensors)
 
 
 def faster(encoded: Encoded, dtype: torch.dtype, by_torch: Decode, rows: int) -> Decode | None:
@@ -77,7 +63,7 @@ def faster(encoded: Encoded, dtype: torch.dtype, by_torch: Decode, rows: int) ->
 
     It is measured once for all matrices that are stored alike, with the first `rows` of this one, on a single thread.
     """
-    products = kernels()
+    products = cpu_compiled.kernels()
     if products is None or not products.can_decode(encoded):
         return None
     by_numba: Decode = products.RowDecoder(encoded, dtype).decoded_rows

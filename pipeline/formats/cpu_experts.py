@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 from numba import carray, njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from pipeline.formats import cpu_kept
-from pipeline.formats.cpu_instructions import claim, pause
+from pipeline.formats.cpu_instructions import at_address, claim, pause
 from pipeline.formats.cpu_kernels import from_bits, to_bits
 
 BF16, FP8 = range(2)
@@ -37,12 +35,6 @@ SIGNATURE = (
 )
 """The arguments of a `kernel`."""
 FAST = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
-
-
-@intrinsic
-def at_address(typing: Any, address: Any) -> Any:
-    """The memory that begins there."""
-    return types.voidptr(types.int64), lambda _, build, __, given: build.inttoptr(given[0], cgutils.voidptr_t)
 
 
 @njit(**FAST)

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
@@ -63,9 +64,49 @@ def ask_for(build: Any, place: Any) -> None:
     _called(build, "llvm.prefetch.p0", ir.VoidType(), place, read, soon, data)
 
 
+def looked_up(build: Any, table: Any, source: Any, *, high_first: bool) -> Any:
+    """The bits of the 32 items whose pairs lie at `source`. Of five bits that look an item up one changes nothing."""
+    pairs = build.load(build.bitcast(source, ir.VectorType(I8, BYTES).as_pointer()), align=1)
+    pairs = build.zext(pairs, WORDS)
+    first, shift = (build.lshr(pairs, all_words(4)), 16) if high_first else (pairs, 12)
+    indices = build.or_(first, build.shl(pairs, all_words(shift)))
+    return permuted(build, table, build.bitcast(indices, ITEMS))
+
+
+def scaled_levels(
+    build: Any, levels: "tuple[float, ...]", zero: Any, scale: Any, rounds: "tuple[str, ...]", *, to_dots: bool = False
+) -> Any:
+    """The bits of (level - zero) * scale, twice; they do not change within a group, so that LLVM makes them once.
+
+    What goes `to_dots` may be 0 where it is smaller than normal numbers of bf16, which are 0 to them.
+    """
+    floats = ir.Constant(FLOATS, [ir.Constant(FLOAT, float(np.float32(one))) for one in levels])
+    values = floats if zero is None else build.fsub(floats, spread(build, zero))
+    values = build.fmul(values, spread(build, scale))
+    for name in rounds:
+        if to_dots and name == "bfloat16":
+            items = build.bitcast(build.fptrunc(values, ir.VectorType(BRAIN, 16)), HALVES)
+        elif name == "bfloat16":
+            bits = build.bitcast(values, WORDS)
+            even = build.and_(build.lshr(bits, all_words(16)), all_words(1))
+            rounded = build.lshr(build.add(build.add(bits, all_words(0x7FFF)), even), all_words(16))
+            rounded = build.select(build.fcmp_ordered("ord", values, values), rounded, all_words(0x7FC0))
+            items, values = build.trunc(rounded, HALVES), build.bitcast(build.shl(rounded, all_words(16)), FLOATS)
+        else:
+            halves = build.fptrunc(values, ir.VectorType(ir.HalfType(), 16))
+            items, values = build.bitcast(halves, HALVES), build.fpext(halves, FLOATS)
+    return lanes(build, items, items, [*range(16), *range(16)])
+
+
 def _called(build: Any, name: str, result: Any, *given: Any) -> Any:
     function = ir.FunctionType(result, [one.type for one in given])
     return build.call(cgutils.get_or_insert_function(build.module, function, name), given)
+
+
+@intrinsic
+def at_address(typing: Any, address: Any) -> Any:
+    """The memory that begins there."""
+    return types.voidptr(types.int64), lambda _, build, __, given: build.inttoptr(given[0], cgutils.voidptr_t)
 
 
 @intrinsic

@@ -1,4 +1,4 @@
-"""Products of rows in bf16 with quantised matrices on a CPU that multiplies in bf16 by itself.
+"""Products of rows in bf16 with matrices, quantised or in bf16, on a CPU that multiplies in bf16 by itself.
 
 A sum has the same bits however many rows there are, on how many threads, and whatever decodes.
 Letters in names: T tokens of this pass, D columns, F rows of a matrix.
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.formats import cpu_vectors
+from pipeline.formats import cpu_kept, cpu_tiles
 from pipeline.formats.cpu_decoding import RowDecoder
 from pipeline.formats.cpu_instructions import BYTES, HAS_DOTS
-from pipeline.formats.cpu_threads import work_together
+from pipeline.formats.cpu_threads import share_out, work_together
 from pipeline.formats.encoded import Encoded
 
 TILES = (1, 2, 4)
@@ -24,6 +24,11 @@ PIECE_NUMBERS = 1 << 20
 """Of a matrix that a thread claims at once: 16 us of one row."""
 ALONE_NUMBERS = 2 << 20
 """Of a matrix that one thread multiplies by while another one would wake up."""
+STEP_ROWS, STEPS = 32, 8
+"""Rows of a matrix in bf16 that a thread multiplies many rows by at a time: so many, or in about so many steps."""
+GROUPED_ROWS = 64
+"""The same for each of several matrices, and few rows."""
+NONE = np.empty((1, 1), np.float32)
 
 
 def can_multiply(x_TD: torch.Tensor) -> bool:
@@ -45,7 +50,7 @@ class Product:
 
     def by_decoded(self, first: int, decoded_FD: torch.Tensor) -> None:
         """Fill columns from `first` on."""
-        cpu_vectors.decoded_products(self._tile)(_bits(decoded_FD), first, *self._to)
+        cpu_tiles.decoded_products(self._tile)(_bits(decoded_FD), first, *self._to)
 
     def by_encoded(self, encoded: Encoded) -> bool:
         """Fill all, if rows are few and there is a kernel that decodes such a matrix in registers."""
@@ -58,9 +63,21 @@ class Product:
         """What fills all, as `work_together` takes it; None where it cannot."""
         if len(self._x) > FEW_ROWS or (arguments := RowDecoder.in_registers(encoded)) is None:
             return None
-        kind, how, weights = arguments
-        kernel, claimed = cpu_vectors.products(kind, how, self._tile), np.zeros(cpu_vectors.CLAIMED, np.int64)
-        step = max(PIECE_NUMBERS // encoded.shape[1] // 32, 1) * 32
+        return self._work(*arguments, max(PIECE_NUMBERS // encoded.shape[1] // 32, 1) * 32)
+
+    def by_dense(self, weight_FD: torch.Tensor) -> None:
+        """Fill all, by a matrix in bf16 without gaps."""
+        rows, columns = weight_FD.shape
+        if len(self._x) <= FEW_ROWS:
+            weights = (_bits(weight_FD), NONE, NONE[0], NONE, 0, columns // 2, 1, columns // 2)
+            step = max(PIECE_NUMBERS // 8 // columns // 32, 1) * 32
+            _do([self._work(cpu_tiles.DENSE, 0, weights, step)], rows * columns)
+        else:
+            step = max(STEP_ROWS, rows // STEPS // torch.get_num_threads() // STEP_ROWS * STEP_ROWS)
+            share_out(range(0, rows, step), lambda first: self.by_decoded(first, weight_FD[first : first + step]))
+
+    def _work(self, kind: int, how: int, weights: tuple[Any, ...], step: int) -> Callable[[int], bool]:
+        kernel, claimed = cpu_tiles.products(kind, how, self._tile), np.zeros(cpu_tiles.CLAIMED, np.int64)
         return lambda patience: kernel(claimed, patience, step, weights, *self._to)
 
 
@@ -78,6 +95,51 @@ def products(
         return None
     _do(known, sum(one.shape[0] * one.shape[1] for one in matrices))
     return [one.result for one in filling]
+
+
+def dense_product(weight_FD: torch.Tensor, x_TD: torch.Tensor, bias_F: torch.Tensor | None) -> torch.Tensor:
+    """`x_TD` times a matrix in bf16, transposed, plus bias."""
+    filling = Product(x_TD, len(weight_FD), bias_F)
+    filling.by_dense(weight_FD)
+    return filling.result
+
+
+def compile_dense() -> None:
+    """Make the kernels for matrices in bf16 ready. Another process compiles them where they are not kept yet."""
+    source = f"from {__name__} import multiply_once; multiply_once()"
+    cpu_kept.load(cpu_tiles.grouped_products(), cpu_tiles.GROUPED_SIGNATURE, source)
+    multiply_once()
+
+
+def multiply_once() -> None:
+    """Call each kernel for matrices in bf16 with a small one; that of several last, so that all are kept when it is."""
+    columns = 2 * BYTES
+    weight_FD = torch.zeros(STEP_ROWS, columns, dtype=torch.bfloat16)
+    for count in (*TILES, FEW_ROWS + 1):
+        dense_product(weight_FD, torch.ones(count, columns, dtype=torch.bfloat16), None)
+    grouped_products([(weight_FD, 0, 0, 1)], weight_FD[:1], STEP_ROWS)
+
+
+def can_group(weight_FD: torch.Tensor) -> bool:
+    """Whether `grouped_products` takes a matrix for which `dense_product` is right."""
+    return len(weight_FD) % cpu_tiles.TILE_ROWS_OF_ONE == 0
+
+
+def grouped_products(
+    each: Sequence[tuple[torch.Tensor, int, int, int]], x_PD: torch.Tensor, columns: int
+) -> torch.Tensor:
+    """What matrices of one shape give, [P, `columns`], with the bits of `dense_product`; each has few rows of its own.
+
+    Of each: the matrix, the column where its products begin, and where its rows begin and end. What none gives is not
+    defined. Threads wake up and wait for each other once for all.
+    """
+    result_PF = x_PD.new_empty(len(x_PD), columns)
+    table = np.array([(one.data_ptr(), *places) for one, *places in each], np.int64)
+    kernel, claimed = cpu_tiles.grouped_products(), np.zeros(cpu_tiles.CLAIMED, np.int64)
+    to = (_bits(x_PD.contiguous()), np.zeros(columns, np.float32), _bits(result_PF))
+    shape = (*each[0][0].shape,)
+    work_together(lambda patience: kernel(claimed, patience, GROUPED_ROWS, shape, table, *to))
+    return result_PF
 
 
 def _do(works: Sequence[Callable[[int], bool]], numbers: int) -> None:

@@ -1,34 +1,24 @@
-"""Numbers of 4 bits, decoded by the instruction of AVX-512 that looks 32 items of 16 bits up at once, and products.
+"""Numbers of 4 bits, decoded by the instruction of AVX-512 that looks 32 items of 16 bits up at once.
 
-All numbers of a group stand for 16 values, whose bits fill half a register. Another instruction multiplies 32 items of
-a row by as many of another one, in bf16, and adds neighbours up to 16 sums in fp32. To tell whether what it kept is
-still right numba looks at the file of a kernel alone: all that a kernel calls is in its file, but for instructions.
+All numbers of a group stand for 16 values, whose bits fill half a register. To tell whether what it kept is still right
+numba looks at the file of a kernel alone: all that a kernel calls is in its file, but for instructions.
 """
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from pipeline.formats import cpu_instructions as cpu
-from pipeline.formats.cpu_instructions import BYTES, FLOATS, HALVES, ITEMS, WORDS, all_words, index_of
+from pipeline.formats.cpu_instructions import BYTES, ITEMS
 from pipeline.formats.lookup import E2M1, NF4
 
 LEVELS = (tuple(map(float, range(16))), tuple(map(float, range(-8, 8))), E2M1, NF4)
-INT4_KIND, SYMMETRIC_KIND, FP4_KIND, NF4_KIND, DECODED = range(5)
+INT4_KIND, SYMMETRIC_KIND, FP4_KIND, NF4_KIND = range(4)
 """Only the first has zeros."""
-NEXT_ROW, ROWS_DONE, CLAIMED = 0, 8, 16
-"""Two numbers that threads share, each in a cache line of its own."""
 ROUNDS = (("bfloat16",), ("float16",), ("float16", "bfloat16"), ("bfloat16", "float16"))
-TILE_ROWS, TILE_ROWS_OF_ONE, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 8, 32, 64, 2048
-"""Rows of a matrix that are multiplied at once by several rows of x and by one, so that adding to a sum need not wait
-for the last time; and blocks whose items and sums fill half of a core's second cache.
-"""
 
 
 @intrinsic(prefer_literal=True)
@@ -44,46 +34,12 @@ def look_up(typing: Any, pairs: Any, at: Any, zero: Any, scale: Any, items: Any,
         pairs, at, zero, scale, items, _, _ = given
         source = build.gep(context.make_array(signature.args[0])(context, build, pairs).data, [at])
         target = build.gep(context.make_array(signature.args[4])(context, build, items).data, [at])
-        table = _table(build, levels, zero if levels is LEVELS[INT4_KIND] else None, scale, rounds)
-        decoded = _looked_up(build, table, source, high_first=high_first)
+        table = cpu.scaled_levels(build, levels, zero if levels is LEVELS[INT4_KIND] else None, scale, rounds)
+        decoded = cpu.looked_up(build, table, source, high_first=high_first)
         build.store(decoded, build.bitcast(target, ITEMS.as_pointer()), align=1)
         return context.get_dummy_value()
 
     return types.void(pairs, types.intp, types.float32, types.float32, items, kind, how), code
-
-
-def _looked_up(build: Any, table: Any, source: Any, *, high_first: bool) -> Any:
-    """The bits of the 32 items whose pairs lie at `source`. Of five bits that look an item up one changes nothing."""
-    pairs = build.load(build.bitcast(source, ir.VectorType(cpu.I8, BYTES).as_pointer()), align=1)
-    pairs = build.zext(pairs, WORDS)
-    first, shift = (build.lshr(pairs, all_words(4)), 16) if high_first else (pairs, 12)
-    indices = build.or_(first, build.shl(pairs, all_words(shift)))
-    return cpu.permuted(build, table, build.bitcast(indices, ITEMS))
-
-
-def _table(
-    build: Any, levels: "tuple[float, ...]", zero: Any, scale: Any, rounds: "tuple[str, ...]", *, to_dots: bool = False
-) -> Any:
-    """The bits of (level - zero) * scale, twice; they do not change within a group, so that LLVM makes them once.
-
-    What goes `to_dots` may be 0 where it is smaller than normal numbers of bf16, which are 0 to them.
-    """
-    floats = ir.Constant(FLOATS, [ir.Constant(cpu.FLOAT, float(np.float32(one))) for one in levels])
-    values = floats if zero is None else build.fsub(floats, cpu.spread(build, zero))
-    values = build.fmul(values, cpu.spread(build, scale))
-    for name in rounds:
-        if to_dots and name == "bfloat16":
-            items = build.bitcast(build.fptrunc(values, ir.VectorType(cpu.BRAIN, 16)), HALVES)
-        elif name == "bfloat16":
-            bits = build.bitcast(values, WORDS)
-            even = build.and_(build.lshr(bits, all_words(16)), all_words(1))
-            rounded = build.lshr(build.add(build.add(bits, all_words(0x7FFF)), even), all_words(16))
-            rounded = build.select(build.fcmp_ordered("ord", values, values), rounded, all_words(0x7FC0))
-            items, values = build.trunc(rounded, HALVES), build.bitcast(build.shl(rounded, all_words(16)), FLOATS)
-        else:
-            halves = build.fptrunc(values, ir.VectorType(ir.HalfType(), 16))
-            items, values = build.bitcast(halves, HALVES), build.fpext(halves, FLOATS)
-    return cpu.lanes(build, items, items, [*range(16), *range(16)])
 
 
 @functools.cache
@@ -104,196 +60,3 @@ def vectors(kind: int, how: int) -> Callable[..., None]:
                     look_up(bytes_FB, at, zero, scale, out, kind, how)
 
     return decode
-
-
-@intrinsic(prefer_literal=True)
-def add_up(typing: Any, weights: Any, x_TD: Any, sums: Any, to: Any, at: Any, form: Any, rows: Any, tokens: Any) -> Any:
-    """Multiply `rows` rows of a matrix by `tokens` rows of x, and write what comes out, plus bias, in bf16.
-
-    `weights`, and `to`, a bias and what is written, are as `products` takes them. `at` has the first row in the numbers
-    and in the matrix, that of x, and the first pair of columns; `sums` memory, the step to the next row in it, where to
-    begin, and whether these columns begin and end the rows. Arrays have no gaps. Each sum is made in one order: of
-    every 16th pair of columns, then of those 16.
-    """
-    shape, kind, how = (rows.literal_value, tokens.literal_value), form[0].literal_value, form[1].literal_value
-
-    def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
-        tile = _Tile(context, build, signature.args, given, shape)
-        with cgutils.for_range(build, tile.groups) as group:
-            tables = []
-            for row in () if kind == DECODED else tile.rows:
-                zero, scale = tile.zero_and_scale(row, group.index)
-                zero = zero if kind == INT4_KIND else None
-                tables.append(_table(build, LEVELS[kind], zero, scale, ROUNDS[how], to_dots=True))
-            with cgutils.for_range(build, build.udiv(tile.half_group, index_of(BYTES))) as step:
-                pair = build.add(build.mul(group.index, tile.half_group), build.mul(step.index, index_of(BYTES)))
-                x = [tile.x(token, pair) for token in tile.tokens]
-                if kind != DECODED:
-                    tile.ask_ahead(pair)
-                for row in tile.rows:
-                    if kind == DECODED:
-                        items = tile.items(row, pair)
-                    else:
-                        bits = _looked_up(build, tables[row], tile.pairs(row, pair), high_first=kind == NF4_KIND)
-                        items = build.bitcast(bits, cpu.BRAINS)
-                    for token in tile.tokens:
-                        tile.add(row, token, x[token], items)
-        tile.write()
-        return context.get_dummy_value()
-
-    return types.void(weights, x_TD, sums, to, at, form, rows, tokens), code
-
-
-class _Tile:
-    """What `add_up` reads, writes, and keeps in registers: a sum for each of its rows and tokens."""
-
-    def __init__(self, context: Any, build: Any, kinds: Any, given: Any, shape: tuple[int, int]) -> None:
-        self._build, (self.rows, self.tokens) = build, map(range, shape)
-        weights, x, sums, to, at, *_ = (
-            cgutils.unpack_tuple(build, one) if isinstance(kind, types.BaseTuple) else [one]
-            for kind, one in zip(kinds, given, strict=True)
-        )
-        self._zero_step, self.half_group, self.groups, self._row_pairs = weights[4:]
-        self._row, self._matrix_row, self._token, self._pair = at
-        array_kinds = (*kinds[0].types[:4], kinds[1], kinds[2].types[0], *kinds[3].types)
-        arrays = zip(array_kinds, (*weights[:4], *x, sums[0], *to), strict=True)
-        opened = [context.make_array(kind)(context, build, array) for kind, array in arrays]
-        self._numbers, self._scales, self._meanings, self._zeros, self._x, memory, self._bias, self._out = opened
-        (_, row_step, begin, begins, self._ends), self._kept, self._sums = sums, {}, {}
-        for place in [(row, token) for row in self.rows for token in self.tokens]:
-            index = build.add(begin, build.add(build.mul(row_step, index_of(place[0])), index_of(place[1] * 16)))
-            kept = self._kept[place] = build.bitcast(build.gep(memory.data, [index]), FLOATS.as_pointer())
-            self._sums[place] = cgutils.alloca_once(build, FLOATS)
-            build.store(build.select(begins, ir.Constant(FLOATS, None), build.load(kept, align=4)), self._sums[place])
-
-    def zero_and_scale(self, row: int, group: Any) -> tuple[Any, Any]:
-        """Those of a group of columns; a scale is in fp32, or has the bits of bf16, or is a byte with a meaning."""
-        build = self._build
-        index = build.add(build.mul(build.add(self._matrix_row, index_of(row)), self.groups), group)
-        scale = build.load(build.gep(self._scales.data, [index]))
-        if scale.type == cpu.I8:
-            scale = build.load(build.gep(self._meanings.data, [build.zext(scale, cpu.INDEX)]))
-        elif scale.type == cpu.I16:
-            scale = build.bitcast(build.shl(build.zext(scale, cpu.I32), ir.Constant(cpu.I32, 16)), cpu.FLOAT)
-        return build.load(build.gep(self._zeros.data, [build.mul(index, self._zero_step)])), scale
-
-    def pairs(self, row: int, pair: Any) -> Any:
-        """Where pairs of numbers lie."""
-        begin = self._build.mul(self._build.add(self._row, index_of(row)), self._row_pairs)
-        return self._build.gep(self._numbers.data, [self._build.add(begin, self._build.add(self._pair, pair))])
-
-    def ask_ahead(self, pair: Any) -> None:
-        """Ask memory for as much of the rows behind these as a step uses: a CPU does not foresee 16 bytes of each."""
-        build, count = self._build, index_of(len(self.rows))
-        begin = build.mul(build.add(self._row, count), self._row_pairs)
-        begin = build.add(begin, build.mul(build.add(self._pair, pair), count))
-        for byte in range(0, len(self.rows) * BYTES, cpu.LINE_BYTES):
-            cpu.ask_for(build, build.gep(self._numbers.data, [build.add(begin, index_of(byte))]))
-
-    def items(self, row: int, pair: Any) -> Any:
-        """32 numbers that are decoded."""
-        return self._load(self._numbers, self._build.add(self._row, index_of(row)), pair)
-
-    def x(self, token: int, pair: Any) -> Any:
-        """32 columns of a token."""
-        return self._load(self._x, self._build.add(self._token, index_of(token)), pair)
-
-    def add(self, row: int, token: int, x: Any, items: Any) -> None:
-        """Multiply, and add up in fp32."""
-        sums = self._sums[row, token]
-        self._build.store(cpu.multiplied(self._build, self._build.load(sums), x, items), sums)
-
-    def write(self) -> None:
-        """Write what comes out, or keep the sums."""
-        with self._build.if_else(self._ends) as (then, otherwise):
-            with then:
-                self._finish()
-            with otherwise:
-                for place, kept in self._kept.items():
-                    self._build.store(self._build.load(self._sums[place]), kept, align=4)
-
-    def _finish(self) -> None:
-        """Halves of a sum are added up until one is left, those of 16 sums at once; then the bias."""
-        build, sums = self._build, [self._build.load(place) for place in self._sums.values()]
-        sums += [ir.Constant(FLOATS, None)] * (16 - len(sums))
-        for half in (8, 4, 2, 1):
-            low = [begin + lane for begin in range(0, 32, 2 * half) for lane in range(half)]
-            pairs = zip(sums[::2], sums[1::2], strict=True)
-            sums = [build.fadd(*(cpu.lanes(build, *pair, low, up) for up in (0, half))) for pair in pairs]
-        out_columns = cgutils.unpack_tuple(build, self._out.shape)[1]
-        for lane, (row, token) in enumerate(self._sums):
-            column = build.add(self._matrix_row, index_of(row))
-            bias = build.load(build.gep(self._bias.data, [column]))
-            value = build.fadd(build.extract_element(sums[0], index_of(lane)), bias)
-            index = build.add(build.mul(build.add(self._token, index_of(token)), out_columns), column)
-            build.store(build.bitcast(build.fptrunc(value, cpu.BRAIN), cpu.I16), build.gep(self._out.data, [index]))
-
-    def _load(self, array: Any, row: Any, pair: Any) -> Any:
-        build = self._build
-        index = build.shl(build.add(build.mul(row, self._row_pairs), build.add(self._pair, pair)), index_of(1))
-        return build.load(build.bitcast(build.gep(array.data, [index]), cpu.BRAINS.as_pointer()), align=1)
-
-
-@functools.cache
-def products(kind: int, how: int, tokens: int) -> Callable[..., bool]:
-    """A kernel that multiplies by numbers of 4 bits, as those of `vectors`, `tokens` rows of x at once.
-
-    Rows of x that are left over are taken with some that were taken before. Each of `groups` has a scale. All threads
-    are given `claimed`, zeros: each claims `step` rows after the other while there are any. One that has `patience`
-    waits a moment for the others, and returns whether all rows are done.
-    """
-    tile_rows = TILE_ROWS_OF_ONE if tokens == 1 else TILE_ROWS
-
-    @njit(cache=True, nogil=True, error_model="numpy")
-    def multiply(claimed, patience, step, weights, x_TD, bias_F, out_TF):
-        sums = (np.empty(tile_rows * tokens * 16, np.float32), 0, 0, True, True)
-        rows, to, row = len(weights[0]), (bias_F, out_TF), cpu.claim(claimed, NEXT_ROW, step)
-        while row < rows:
-            begin, end = row, min(row + step, rows)
-            while row < end:
-                whole = row + tile_rows <= end
-                for t in range(0, len(x_TD), tokens):
-                    at = (row, row, min(t, len(x_TD) - tokens), 0)
-                    if whole:
-                        add_up(weights, x_TD, sums, to, at, (kind, how), tile_rows, tokens)
-                    else:
-                        add_up(weights, x_TD, sums, to, at, (kind, how), 1, tokens)
-                row += tile_rows if whole else 1
-            cpu.claim(claimed, ROWS_DONE, end - begin)
-            row = cpu.claim(claimed, NEXT_ROW, step)
-        while cpu.claim(claimed, ROWS_DONE, 0) < rows and patience > 0:
-            cpu.pause()
-            patience -= 1
-        return patience > 0
-
-    return multiply
-
-
-@functools.cache
-def decoded_products(tokens: int) -> Callable[..., None]:
-    """The same for rows of a matrix in bf16. Blocks of rows, columns and tokens stay in the caches of a core."""
-
-    @njit(cache=True, nogil=True, error_model="numpy")
-    def multiply(items_FD, first, x_TD, bias_F, out_TF):
-        none, to = np.empty((1, 1), np.float32), (bias_F, out_TF)
-        (rows, columns), count, row_step = items_FD.shape, len(x_TD), (BLOCK_TOKENS + tokens) * 16
-        memory = np.empty(BLOCK_ROWS * row_step, np.float32)
-        for block in range(0, rows, BLOCK_ROWS):
-            for begin in range(0, count, BLOCK_TOKENS):
-                for column in range(0, columns, BLOCK_COLUMNS):
-                    width = min(BLOCK_COLUMNS, columns - column)
-                    weights = (items_FD, none, none[0], none, 0, width // 2, 1, columns // 2)
-                    row, end = block, min(block + BLOCK_ROWS, rows)
-                    while row < end:
-                        whole = row + TILE_ROWS <= end
-                        for t in range(begin, min(begin + BLOCK_TOKENS, count), tokens):
-                            place = (row - block) * row_step + (t - begin) * 16
-                            sums = (memory, row_step, place, column == 0, column + width == columns)
-                            at = (row, first + row, min(t, count - tokens), column // 2)
-                            if whole:
-                                add_up(weights, x_TD, sums, to, at, (DECODED, 0), TILE_ROWS, tokens)
-                            else:
-                                add_up(weights, x_TD, sums, to, at, (DECODED, 0), 1, tokens)
-                        row += TILE_ROWS if whole else 1
-
-    return multiply

@@ -13,7 +13,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from pipeline.formats.cpu_choice import faster, products
+from pipeline.formats.cpu_choice import faster
+from pipeline.formats.cpu_compiled import products
 from pipeline.formats.cpu_threads import share_out
 from pipeline.formats.dense import linear
 from pipeline.formats.encoded import GPU_BLOCK_BYTES, Encoded

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
+from pipeline.formats.cpu_compiled import dense_products
 from pipeline.formats.matrix import Matrix
 from pipeline.formats.tensors import TensorRange, TensorSpec, stored_dtype
 
@@ -23,6 +24,9 @@ class DenseMatrix:
 
     def apply(self, x_TD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
         """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
+        if (fast := dense_products(self.weight_FD, x_TD)) is not None:
+            product_TF: torch.Tensor = fast.dense_product(self.weight_FD, x_TD, bias_F)
+            return product_TF
         return linear(x_TD, self.weight_FD, bias_F)
 
     def decoded(self, dtype: torch.dtype) -> torch.Tensor:

@@ -186,13 +186,15 @@ class ExpertWork:
         """Multiply by some experts: each with where the rows that use it begin and end in the order."""
         if self._kernels is not None:
             runs = self._multiply_together(self._kernels, kind, runs)
-        if not runs:
+        inputs_TD, outputs, order = self._rows(INPUTS), self._rows(OUTPUTS), self._order()
+        each = [(self._expert_catalog.weights(message), first, last) for message, first, last in runs]
+        if not self._row_blocks.fixed:
+            each = experts.multiply_grouped(kind, each, order, inputs_TD, outputs)
+        if not each:
             return
-        order = self._order()[: max(last for _, _, last in runs) + self._row_blocks.most_added()]
-        inputs_TD, outputs = self._rows(INPUTS), self._rows(OUTPUTS)
+        order = order[: max(last for _, _, last in each) + self._row_blocks.most_added()]
         rows = (order // kind.chosen).clamp_(0, len(inputs_TD) - 1)  # any rows fill up
-        for message, first, last in runs:
-            weights = self._expert_catalog.weights(message)
+        for weights, first, last in each:
             for begin, end in self._row_blocks.cuts(first, first + self._row_blocks.padded(last - first)):
                 input_RD = inputs_TD.index_select(0, rows[begin:end])
                 output_RD = experts.expert_product(kind, weights, input_RD, self._row_blocks.fixed)

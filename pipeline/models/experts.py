@@ -5,13 +5,15 @@ Letters in names: T tokens of this pass, D hidden, K experts that a token uses, 
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TypeAlias
 
 import torch
 
-from pipeline.formats import cpu_choice
-from pipeline.formats.dense import joined
+from pipeline.formats import cpu_compiled
+from pipeline.formats.dense import DenseMatrix, joined
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import GATE_UP
 from pipeline.models import hyper_connections
@@ -22,6 +24,8 @@ from pipeline.models.ops import rms_norm, sigmoid
 from pipeline.models.routing import route
 from pipeline.models.triton_kernels import kernels_of
 
+GroupedMatrix: TypeAlias = tuple[torch.Tensor, int, int, int]
+"""The matrix, the column where what it gives begins, and where its rows begin and end."""
 LEAST_ROWS = 16
 """Of as many what experts gave is weighed at a time, or more: each lies in memory once for every rank."""
 
@@ -87,14 +91,76 @@ def expert_product(kind: Experts, weights: Weights, input_RD: torch.Tensor, by_f
 
     Where its gate and up lie side by side they are multiplied as one.
     """
-    first, second = (weights.matrices.get(short) for short in GATE_UP)
-    both = joined(first, second, input_RD.dtype)
-    if both is None or len(weights.tensors) > len(weights.matrices):  # with biases
+    both = _both(weights, input_RD.dtype)
+    if both is None or _has_biases(weights):
         between_RF = feed_forward_channels(kind.expert, weights, input_RD, by_formula)
     else:
         gate_RF, up_RF = both.apply(input_RD).chunk(2, dim=1)
         between_RF = gated(kind.expert, gate_RF.contiguous(), up_RF, by_formula)
     return weights.project("down", between_RF)
+
+
+def multiply_grouped(
+    kind: Experts,
+    each: Sequence[tuple[Weights, int, int]],
+    order: torch.Tensor,
+    inputs_TD: torch.Tensor,
+    outputs_RD: torch.Tensor,
+) -> list[tuple[Weights, int, int]]:
+    """Multiply by those that kernels of this CPU take as one, with the bits of `expert_product`; returns the others.
+
+    Of each: its weights, and where the places of the rows that use it begin and end in the order. A place is a row of
+    the output, and what its row of the input is times the experts that a row uses.
+    """
+    alone, places = list[tuple[Weights, int, int]](), list[torch.Tensor]()
+    wide, narrow, begin, size = list[GroupedMatrix](), list[GroupedMatrix](), 0, kind.expert.size
+    products = None
+    for weights, first, last in each:
+        end = begin + last - first
+        if (found := _grouped(kind, weights, inputs_TD, last - first)) is None:
+            alone.append((weights, first, last))
+            continue
+        products, (gate, up, down) = found
+        wide += [(gate, 0, begin, end), (up, size, begin, end)]
+        narrow.append((down, 0, begin, end))
+        places.append(order[first:last])
+        begin = end
+    if products is not None:
+        place_P = torch.cat(places)
+        input_PD = inputs_TD.index_select(0, place_P // kind.chosen)
+        gate_PF, up_PF = products.grouped_products(wide, input_PD, 2 * size).chunk(2, dim=1)
+        between_PF = gated(kind.expert, gate_PF.contiguous(), up_PF, by_formula=False)
+        outputs_RD.index_copy_(0, place_P, products.grouped_products(narrow, between_PF, inputs_TD.shape[1]))
+    return alone
+
+
+def _grouped(
+    kind: Experts, weights: Weights, input_RD: torch.Tensor, rows: int
+) -> tuple[ModuleType, Sequence[torch.Tensor]] | None:
+    """What multiplies by an expert together with others, for so many rows, and its gate, up and down."""
+    if kind.expert.fused or not kind.expert.gated or _has_biases(weights):
+        return None
+    matrices = [weights.matrices[short] for short in (*GATE_UP, "down")]
+    dense = [one.weight_FD for one in matrices if isinstance(one, DenseMatrix)]
+    if len(dense) < len(matrices):
+        return None
+    both = _both(weights, input_RD.dtype)
+    applied = dense if both is None else [both.weight_FD, dense[2]]
+    # A row of a matrix is as long as the rows that it multiplies.
+    found = [cpu_compiled.dense_products(one, one[:1]) for one in applied if one.dtype == input_RD.dtype]
+    products = found[0] if len(found) == len(applied) and all(found) else None
+    fits = products is not None and rows <= products.FEW_ROWS and all(map(products.can_group, dense))
+    return (products, dense) if products is not None and fits else None
+
+
+def _both(weights: Weights, dtype: torch.dtype) -> DenseMatrix | None:
+    """Gate and up as one matrix, where they lie side by side."""
+    first, second = (weights.matrices.get(short) for short in GATE_UP)
+    return joined(first, second, dtype)
+
+
+def _has_biases(weights: Weights) -> bool:
+    return len(weights.tensors) > len(weights.matrices)
 
 
 def add_up(
@@ -132,7 +198,7 @@ def grouped_kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | No
 @functools.cache
 def grouped_on_cpu() -> ModuleType | None:
     """What multiplies by many experts at a time on a CPU, in bf16, where numba is installed."""
-    if cpu_choice.kernels() is None:
+    if cpu_compiled.kernels() is None:
         return None
     from pipeline.models import grouped_on_cpu
 

@@ -1,17 +1,24 @@
 """Products of rows in bf16 on a CPU that adds up products in bf16 by itself."""
 
+import itertools
+import logging
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from support.golden_cases import decoding_by, same_bits
 
-from pipeline.formats import cpu_choice, decoding
+from pipeline.formats import cpu_choice, cpu_compiled, decoding
 from pipeline.formats.decoding import decoded_product, projections
+from pipeline.formats.dense import DenseMatrix, StoredDense
 from pipeline.formats.fp4 import MXFP4, NVFP4, Float4Matrix
 from pipeline.formats.fp8 import Float8, Float8Matrix
 from pipeline.formats.integers import IntegerMatrix
 from pipeline.formats.matrix import Weights
 from pipeline.formats.nf4 import Nf4Matrix, _State
 from pipeline.formats.packed_ints import PackedIntegers
+from pipeline.formats.tensors import TensorRange
 
 cpu_products = pytest.importorskip("pipeline.formats.cpu_products", reason="needs numba", exc_type=ImportError)
 ROWS, COLUMNS = SHAPE = (70, 256)
@@ -81,6 +88,84 @@ def test_only_rows_in_bf16_of_whole_registers_are_taken() -> None:
     assert cpu_products.can_multiply(torch.empty(1, 32, dtype=torch.bfloat16))
     assert not cpu_products.can_multiply(torch.empty(1, 32))
     assert not cpu_products.can_multiply(torch.empty(1, 48, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("shape", [(70, 256), (7, 2080)])
+def test_a_matrix_in_bf16_gives_a_row_the_same_bits_however_many_there_are(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_compiled, "LEAST_NUMBERS", 0)
+    monkeypatch.setattr(cpu_products, "ALONE_NUMBERS", 0)
+    (rows, columns), threads = shape, torch.get_num_threads()
+    matrix, bias = DenseMatrix(torch.randn(shape).to(torch.bfloat16)), torch.randn(rows)
+    x = torch.randn(130, columns).to(torch.bfloat16)
+    x[1] = 0  # as rows are that fill up
+    weights = matrix.weight_FD.float()
+    with torch.inference_mode():
+        whole = matrix.apply(x, bias)
+        off = (whole.float() - (x.float() @ weights.T + bias)).abs()
+        assert bool((off <= 2**-7 * (x.float().abs() @ weights.abs().T + bias.abs())).all())
+        try:
+            for count in (1, 2, 3, 4, 7, cpu_products.FEW_ROWS, cpu_products.FEW_ROWS + 1):
+                torch.set_num_threads(1 + count % 3)
+                assert same_bits(matrix.apply(x[:count], bias), whole[:count]), count
+        finally:
+            torch.set_num_threads(threads)
+        assert len(matrix.apply(x[:0])) == 0
+
+
+def test_a_matrix_is_left_to_torch_that_is_small_or_has_gaps_or_another_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight_FD, x = torch.randn(64, 128).to(torch.bfloat16), torch.ones(1, 64, dtype=torch.bfloat16)
+    taken = weight_FD[:, :64].contiguous()
+    assert cpu_compiled.dense_products(taken, x) is None
+    monkeypatch.setattr(cpu_compiled, "LEAST_NUMBERS", taken.numel())
+    assert cpu_compiled.dense_products(taken, x) is cpu_products
+    for other in (weight_FD[:, :64], taken[:-1], taken.half(), taken.float()):
+        assert cpu_compiled.dense_products(other, x) is None
+    assert cpu_compiled.dense_products(taken, x.float()) is None
+
+
+def test_kernels_for_large_matrices_are_ready_before_the_first_pass(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "penstock")
+    made, length = list[bool](), 2 * 64 * 32
+    one = StoredDense((TensorRange("q", "model.q", Path("file"), 0, length, (64, 32), "BF16"),))
+    monkeypatch.setattr(cpu_products, "compile_dense", lambda: made.append(True))
+    for least, large in ((64 * 32 * 2 + 1, False), (64 * 32 * 2, True)):  # with one beside it, as gate and up lie
+        monkeypatch.setattr(cpu_compiled, "LEAST_NUMBERS", least)
+        for stored in (one, StoredDense((replace(one.tensors[0], dtype="F16"),))):
+            cpu_choice.choose([stored], torch.bfloat16)
+        assert made == [True] * large
+        assert cpu_choice.wants_kernels([("F16", length), ("BF16", length)]) == large
+        assert not cpu_choice.wants_kernels([("F16", length), ("BF16", length - 2)])
+    assert caplog.messages == ["numba multiplies rows in bfloat16 by large matrices (AVX-512 BF16)"]
+    monkeypatch.undo()
+    cpu_products.compile_dense()
+
+
+def test_several_matrices_give_what_each_gives_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_products, "GROUPED_ROWS", 24)  # so that a last piece has fewer
+    counts, threads = (1, 2, 3, 4, 6, 24), torch.get_num_threads()
+    each = [torch.randn(64, COLUMNS).to(torch.bfloat16) for _ in range(2 * len(counts))]
+    x, ends = torch.randn(sum(counts), COLUMNS).to(torch.bfloat16), [0, *itertools.accumulate(counts)]
+    table = [
+        (each[2 * index + upper], 64 * upper, *span)
+        for index, span in enumerate(itertools.pairwise(ends))
+        for upper in (0, 1)
+    ]
+    try:
+        for torch_threads in (1, 3):
+            torch.set_num_threads(torch_threads)
+            with torch.inference_mode():
+                together = cpu_products.grouped_products(table, x, 128)
+                for matrix, column, begin, end in table:
+                    alone = cpu_products.dense_product(matrix, x[begin:end], None)
+                    assert same_bits(together[begin:end, column : column + 64].contiguous(), alone), (begin, column)
+    finally:
+        torch.set_num_threads(threads)
+    assert cpu_products.can_group(each[0])
+    assert not cpu_products.can_group(each[0][:63])
 
 
 def test_products_that_are_made_together_are_those_made_alone(monkeypatch: pytest.MonkeyPatch) -> None:

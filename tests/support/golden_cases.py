@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.stored_parts import find, read
 
-from pipeline.formats import cpu_choice
+from pipeline.formats import cpu_choice, cpu_compiled
 from pipeline.formats.dense import linear
 from pipeline.formats.matrix import Format
 
@@ -46,7 +46,7 @@ def decoding_by(way: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_choice, "_chosen", {})
         if way == "torch":
-            patch.setattr(cpu_choice, "kernels", lambda: None)
+            patch.setattr(cpu_compiled, "kernels", lambda: None)
         else:
             patch.setattr(cpu_choice, "_seconds", lambda decode, rows: 1 if hasattr(decode, "__self__") else 2)
         yield

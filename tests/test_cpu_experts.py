@@ -5,6 +5,7 @@ import functools
 import random
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,12 @@ async def test_the_cpu_changes_no_answer(checkpoint: Path, said: list[Answer], s
         assert counted.computed == {"expert device": asked, "expert host": sum(counted.on_cpu.values())}
         wanted = sum(one.experts for one in line.store.statistics().unions.values())
         assert sum(counted.computed.values()) == wanted
+        half = model.runtime.only.section.expert_half
+        assert half is not None
+        assert half._host is not None
+        pages = [weakref.ref(memory._pages) for memory in half._host._memory.values()]
+        assert all(one() is not None for one in pages)
+    assert all(one() is None for one in pages), "a closed model holds memory"
     assert not any(thread.name.startswith("penstock-experts") for thread in threading.enumerate())
 
 

@@ -92,7 +92,7 @@ def _lines(curves: HitCurves) -> str:
             "",
             aligned(table),
             "",
-            f"lru        shares its slots out as layers need them: in the mean {gain:+.1f} points against {PER_LAYER}",
+            f"lru        shares its slots out as layers need them: in the mean {gain:+z.1f} points against {PER_LAYER}",
             "pins       are those that this recording uses most, and Belady knows what comes: no run knows that before",
         ]
     )

@@ -41,6 +41,14 @@ def test_hit_rates_by_size_are_printed_and_drawn(file: Path, capsys: pytest.Capt
     assert re.search(rf"^21 +198 MB +{alone.hit_rate():.1%}", printed, re.MULTILINE)
 
 
+def test_where_all_experts_have_slots_nothing_is_gained_by_sharing_them(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing has no sign: no table says -0.0."""
+    assert main(["simulate", "--routing", str(file), "--slots", "128"]) == 0
+    assert "in the mean +0.0 points against" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

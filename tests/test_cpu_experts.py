@@ -107,7 +107,7 @@ async def test_the_cpu_changes_no_answer(checkpoint: Path, said: list[Answer], s
 @pytest.mark.anyio
 @pytest.mark.parametrize("stored", ["bf16", "fp8"])
 async def test_in_bf16_all_that_are_there_are_one_call(
-    checkpoint: Path, stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its sums are in another order than those of torch. Of FP8 none has the scales of empty slots, which are timed.
 
@@ -137,9 +137,10 @@ async def test_in_bf16_all_that_are_there_are_one_call(
             assert output.logprobs is not None
             said.append(output.logprobs[0])
     assert max(calls) > 1
+    assert "one by one" not in caplog.text
     assert max(abs(said[0][token] - said[1][token]) for token in said[0]) < 0.05
     if stored == "bf16":
-        stats = grouped.cpu_experts.multiply(grouped.cpu_experts.BF16, False).stats
+        stats = grouped.cpu_experts.multiply(grouped.cpu_experts.BF16, False, False).stats
         assert (len(stats.cache_hits), len(stats.cache_misses)) == (1, 0), "another process has compiled it"
         assert stats.cache_path.startswith(str(kept))
 
@@ -170,6 +171,7 @@ async def test_rates_say_who_computes(
     caplog.set_level("INFO", "penstock")
     async with Model.open(checkpoint, **FEW, cpu_experts="auto") as model:
         assert f"{1e3 * upload_seconds:.2f} ms to copy it; on the CPU 0.00 ms and, by rows" in caplog.text
+        assert "experts on the CPU are multiplied one by one, which is slower" in caplog.text, "they are in fp32"
         assert await answers(model) == said
         counted = experts(model)
         if all_of_them:

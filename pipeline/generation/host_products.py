@@ -3,6 +3,7 @@
 Letters in names: T rows of a pass, D hidden, P places: the uses of experts by rows, R those of one expert.
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from pipeline.system.threads import usable_cores
 if TYPE_CHECKING:
     from pipeline.models.grouped_on_cpu import GroupedOnCpu, Laid
 
+logger = logging.getLogger("penstock")
 TIMED_ROWS = (1, 2, 4, 16, 64)
 """Numbers of rows for which products are timed."""
 TIMED_TIMES, TIMED_AT_ONCE = 5, 8
@@ -92,6 +94,11 @@ class HostProducts:
         there = [_There(place, one) for one in slots[: TIMED_AT_ONCE * TIMED_TIMES]]
         messages: list[Message[Any]] = [Message(layer, part, 0, one, READY) for one in there]
         each, calls = dict[int, float](), list[float]()
+        if self._weights(kind, messages[0])[1] is None:
+            logger.warning(
+                "experts on the CPU are multiplied one by one, which is slower: kernels for many at once need numba, "
+                "bfloat16 and experts in bf16, FP8 or MXFP4, with gate and up apart and no biases"
+            )
         for rows in TIMED_ROWS:
             if rows <= len(rows_TD):
                 most = max(1, min(TIMED_AT_ONCE, len(output_PD) // rows, len(messages)))

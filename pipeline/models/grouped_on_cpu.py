@@ -39,7 +39,7 @@ class Laid:
 
 def laid(kind: FeedForward, weights: Weights) -> Laid | None:
     """What a kernel reads an expert by; None where it does not know how that computes, or is stored."""
-    if kind.fused or not kind.gated or kind.clamp is not None or kind.activation != "silu":
+    if kind.fused or not kind.gated or (kind.clamp is None and kind.activation != "silu"):
         return None
     if any(weights.bias(short) is not None for short in SHORTS):
         return None
@@ -75,8 +75,12 @@ class GroupedOnCpu:
         first, _, _ = each[0]
         table = np.array([(*one.line, begin, end) for one, begin, end in each], np.int64)
         x_TD, out_PD = rows_TD.float().numpy(), output_PD.view(torch.int16).numpy().view(np.uint16)
-        given: Any = (table, x_TD, row_P.numpy(), np.empty((len(row_P), kind.size), np.float32), out_PD)
-        kernel, claimed = cpu_experts.multiply(first.kind, first.rounds), np.zeros(cpu_experts.CLAIMED, np.int64)
+        clamp = np.zeros(3, np.float32)
+        if (gate := kind.clamp) is not None:
+            clamp[:] = gate.limit, gate.slope, gate.offset
+        given: Any = (table, clamp, x_TD, row_P.numpy(), np.empty((len(row_P), kind.size), np.float32), out_PD)
+        kernel = cpu_experts.multiply(first.kind, first.rounds, gate is not None)
+        claimed = np.zeros(cpu_experts.CLAIMED, np.int64)
         others = [self._others.submit(kernel, claimed, *given) for _ in range(self._count) if self._others is not None]
         kernel(claimed, *given)
         # All is done: those that have begun find nothing more. To wait for them would take the interpreter lock.
@@ -107,8 +111,14 @@ def _matrix(matrix: Matrix) -> _Numbers | None:
             return None
         return _Numbers((cpu_experts.BF16, False), weight_FD.data_ptr(), 0, 0, None)
     encoded: Encoded | None = getattr(matrix, "encoded", lambda: None)()
-    if encoded is None or encoded.kind != "fp8" or not encoded.numbers.is_contiguous():
+    if encoded is None or encoded.kind not in ("fp8", "fp4") or not encoded.numbers.is_contiguous():
         return None
+    if encoded.kind == "fp4":
+        if encoded.scaled != "exponent" or not encoded.scales.is_contiguous():
+            return None
+        held = encoded.numbers, encoded.scales
+        form = cpu_experts.FP4, False  # every value is exact in bf16
+        return _Numbers(form, encoded.numbers.data_ptr(), encoded.scales.data_ptr(), encoded.group, held)
     if encoded.rounds_to not in (torch.float32, torch.bfloat16) or encoded.order is not None or encoded.zeros != 0:
         return None
     scales_FG = cpu_decoding.scales_of(encoded)

@@ -4,20 +4,25 @@ import pytest
 import torch
 
 from pipeline.formats.dense import DenseMatrix
+from pipeline.formats.fp4 import MXFP4_DEEPSEEK, Float4, Float4Matrix
 from pipeline.formats.fp8 import Float8, Float8Matrix
 from pipeline.formats.matrix import Matrix, Weights
 from pipeline.models.feed_forwards import Clamp, FeedForward
+from pipeline.models.ops import clamped_gate
 
 pytest.importorskip("numba")
 from pipeline.models.grouped_on_cpu import GroupedOnCpu, Laid, laid
 
-HIDDEN, SIZE, EXPERTS = 200, 136, 3
+HIDDEN, SIZE, EXPERTS = 224, 160, 3
 KIND = FeedForward(size=SIZE)
+CLAMPED = FeedForward(size=SIZE, clamp=Clamp(limit=0.7, slope=1.3, offset=0.5))
 FORMATS = {
     "bf16": None,
     "rows": Float8("ct", ("scale",), 1, None, rounds_to_scales=True),
     "blocks": Float8("fp8", ("scale",), 64, 128),
     "matrix": Float8("modelopt", ("scale",), None, None),
+    "powers": Float8("deepseek", ("scale",), 64, 128),
+    "mxfp4": MXFP4_DEEPSEEK,
 }
 
 
@@ -26,12 +31,20 @@ def matrix(name: str, rows: int, columns: int) -> Matrix:
     stored_in = FORMATS[name]
     if stored_in is None:
         return DenseMatrix(weight_FD.bfloat16())
+    if isinstance(stored_in, Float4):
+        exponents = torch.randint(119, 125, (rows, columns // 32), dtype=torch.uint8)
+        exponents[0, :2] = torch.tensor([0, 150])  # the least, and a large one
+        pairs = torch.randint(256, (rows, columns // 2), dtype=torch.uint8)
+        pairs[0, 16:32] = 0x80  # zeros of both signs where scales are large
+        return Float4Matrix(stored_in, pairs.view(torch.int8), exponents.view(torch.float8_e8m0fnu), None)
     values_FD = (weight_FD * 1000).clamp(-448, 448).to(torch.float8_e4m3fn)
     values_FD.view(torch.uint8)[0, :4] = torch.tensor(
         [0, 0x80, 1, 0x87], dtype=torch.uint8
     )  # zeros, and two without exponent
     grid = (-(-rows // (stored_in.block_rows or rows)), -(-columns // (stored_in.block_columns or columns)))
     scales = torch.rand(grid) / 1000 + 1e-4
+    if name == "powers":
+        scales = torch.randint(115, 119, grid, dtype=torch.uint8).view(torch.float8_e8m0fnu)
     return Float8Matrix(stored_in, values_FD, scales.bfloat16() if name == "rows" else scales)
 
 
@@ -40,21 +53,23 @@ def expert(name: str) -> Weights:
     return Weights({}, {**wide, "down": matrix(name, HIDDEN, SIZE)})
 
 
-def expected(weights: Weights, x_RD: torch.Tensor) -> torch.Tensor:
+def expected(kind: FeedForward, weights: Weights, x_RD: torch.Tensor) -> torch.Tensor:
     """By decoded matrices, rounded to bf16 where torch rounds."""
     gate_FD, up_FD, down_DF = (weights.matrices[short].decoded(torch.float32) for short in ("gate", "up", "down"))
     gate, up = ((x_RD.float() @ one.T).bfloat16() for one in (gate_FD, up_FD))
+    if kind.clamp is not None:
+        return clamped_gate(gate, up, kind.clamp).float() @ down_DF.T
     return (torch.nn.functional.silu(gate) * up).float() @ down_DF.T
 
 
-def known(weights: Weights) -> Laid:
-    found = laid(KIND, weights)
+def known(weights: Weights, kind: FeedForward = KIND) -> Laid:
+    found = laid(kind, weights)
     assert found is not None
     return found
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_products_are_those_by_decoded_matrices(name: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), [(name, KIND if name != "mxfp4" else CLAMPED) for name in FORMATS])
+def test_products_are_those_by_decoded_matrices(name: str, kind: FeedForward) -> None:
     each = [expert(name) for _ in range(EXPERTS)]
     x_TD = torch.randn(5, HIDDEN).bfloat16()
     row_P = torch.tensor([4, 0, 1, 2, 3, 2])
@@ -63,37 +78,34 @@ def test_products_are_those_by_decoded_matrices(name: str) -> None:
     for threads in (1, 3):
         grouped, output_PD = GroupedOnCpu(threads), torch.empty(len(row_P), HIDDEN, dtype=torch.bfloat16)
         grouped.multiply(
-            KIND, [(known(one), *span) for one, span in zip(each, spans, strict=True)], x_TD, row_P, output_PD
+            kind, [(known(one, kind), *span) for one, span in zip(each, spans, strict=True)], x_TD, row_P, output_PD
         )
         outputs.append(output_PD)
         alone_PD = torch.empty(1, HIDDEN, dtype=torch.bfloat16)
-        grouped.multiply(KIND, [(known(each[1]), 0, 1)], x_TD, row_P[3:4], alone_PD)
+        grouped.multiply(kind, [(known(each[1], kind), 0, 1)], x_TD, row_P[3:4], alone_PD)
         assert torch.equal(alone_PD[0], output_PD[3])
         grouped.close()
     assert torch.equal(*outputs)
     for one, (begin, end) in zip(each, spans, strict=True):
-        wanted_RD = expected(one, x_TD[row_P[begin:end]])
+        wanted_RD = expected(kind, one, x_TD[row_P[begin:end]])
         torch.testing.assert_close(
             outputs[0][begin:end].float(), wanted_RD, rtol=2**-6, atol=2**-6 * wanted_RD.abs().max().item()
         )
 
 
 def test_what_is_no_number_stays_none() -> None:
-    for name in ("bf16", "blocks"):
+    for name, kind in (("bf16", KIND), ("blocks", KIND), ("mxfp4", CLAMPED)):
         weights = expert(name)
-        if name == "bf16":
-            weights.matrices["up"].weight_FD[3, 5] = float("nan")  # type: ignore[attr-defined]
-        else:
-            weights.matrices["up"].values_FD.view(torch.uint8)[3, 5] = 0xFF  # type: ignore[attr-defined]
-        output_PD = torch.empty(1, HIDDEN, dtype=torch.bfloat16)
-        grouped = GroupedOnCpu(1)
-        grouped.multiply(
-            KIND,
-            [(known(weights), 0, 1)],
-            torch.randn(1, HIDDEN).bfloat16(),
-            torch.zeros(1, dtype=torch.int64),
-            output_PD,
-        )
+        match weights.matrices["up"]:
+            case DenseMatrix(weight_FD=weight_FD):
+                weight_FD[3, 5] = float("nan")
+            case Float8Matrix(values_FD=values_FD):
+                values_FD.view(torch.uint8)[3, 5] = 0xFF
+            case Float4Matrix(scales_FG=scales_FG):
+                scales_FG.view(torch.uint8)[3, 1] = 0xFF
+        output_PD, row_P = torch.empty(1, HIDDEN, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.int64)
+        run = known(weights, kind), 0, 1
+        GroupedOnCpu(1).multiply(kind, [run], torch.randn(1, HIDDEN).bfloat16(), row_P, output_PD)
         assert output_PD.isnan().all()
 
 
@@ -101,7 +113,6 @@ def test_what_the_kernels_do_not_know_is_left_to_others() -> None:
     weights = expert("bf16")
     assert laid(FeedForward(size=SIZE, activation="gelu_tanh"), weights) is None
     assert laid(FeedForward(size=SIZE, gated=False), weights) is None
-    assert laid(FeedForward(size=SIZE, clamp=Clamp(limit=7.0, slope=1.7, offset=1.0)), weights) is None
     assert laid(KIND, Weights({"down_bias": torch.zeros(HIDDEN)}, weights.matrices)) is None
     wide = DenseMatrix(torch.zeros(SIZE, HIDDEN))
     assert laid(KIND, Weights({}, {**weights.matrices, "up": wide})) is None

@@ -1,4 +1,4 @@
-"""Records the routing of a trained mixture on texts that nothing was trained with, and what look-ahead does with it.
+"""Records the routing of a trained mixture on texts that nothing was trained with.
 
     python tests/support/recorded_mixture.py FOLDER OUT [--device cuda]
 
@@ -24,13 +24,11 @@ from pipeline.tools.routing.recorder import Recorder
 from pipeline.tools.routing.replay_routing import REPLAYED, Wants, replay_routing
 
 SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "ignore_eos": True}
-PROMPT_TOKENS, ANSWER_TOKENS = 64, 48
+PROMPT_TOKENS = 64
 AT_ONCE = {1: 96, 8: 48, 32: 24}
 """Requests at once, and the tokens of each answer."""
-MOST_CHOSEN = 8
-"""A pass that guesses more is one of a prompt."""
 SHARE = 3
-"""One of so many experts has a slot where requests run at once, and where guesses are judged."""
+"""One of so many experts has a slot where requests run at once."""
 
 
 def watch(model: Model, folder: Path) -> Recorder:
@@ -109,66 +107,6 @@ async def answer_at_once(
         )
 
 
-async def judge_guesses(folder: Path, texts: Mapping[str, Sequence[str]], settings: Mapping[str, Any]) -> None:
-    """How often the next router is right on the present state, and what guesses cost, without and with in turns."""
-    for lookahead in (False, True, False, True):
-        async with Model.open(
-            folder, lookahead=lookahead, context_tokens=PROMPT_TOKENS + ANSWER_TOKENS + 24, max_requests=1, **settings
-        ) as model:
-            line = model.runtime.expert_line
-            assert line is not None
-            right = _right_guesses(line.store) if lookahead else None
-            seconds, read, tokens = 0.0, 0, 0
-            for topic in sorted(texts):
-                prompt = prompts_of(model, texts, 1, topic)[0]
-                before = model.runtime.source.bytes_read
-                started = time.perf_counter()
-                await model.generate(prompt, max_new_tokens=ANSWER_TOKENS, seed=1, **SAMPLED)
-                seconds += time.perf_counter() - started
-                read, tokens = read + model.runtime.source.bytes_read - before, tokens + ANSWER_TOKENS
-            said = model.statistics().experts
-        assert said is not None
-        print(
-            f"look-ahead {lookahead}: {1000 * seconds / tokens:.2f} ms, {read / tokens / 1e6:.3f} MB per token, wanted "
-            f"{said.bytes_read / tokens / 1e6:.3f}, {said.hints}",
-            flush=True,
-        )
-        for what, (count, hits) in (right or {}).items():
-            print(f"  right {what}: {hits / max(1, count):.3f} of {count}", flush=True)
-
-
-def _right_guesses(store: Any) -> dict[str, tuple[int, int]]:
-    """Counts, by what was guessed, how many guesses of one row there were and how many were right."""
-    counts: dict[str, tuple[int, int]] = {}
-    guessed: dict[int, list[int]] = {}
-    guess, want, places = store.guess, store.want, store._places
-
-    def note(what: str, right: bool) -> None:
-        count, hits = counts.get(what, (0, 0))
-        counts[what] = (count + 1, hits + right)
-
-    def watched_guess(layer: int, experts: Sequence[int]) -> None:
-        guessed[layer] = list(experts)
-        guess(layer, experts)
-
-    def watched_want(layer: int, experts: Sequence[int], **how: Any) -> int:
-        found = guessed.pop(layer, None)
-        if found is not None and len(experts) == len(found) <= MOST_CHOSEN:
-            for rank, one in enumerate(found):
-                there = any((layer, one) in place.cache for place in places)
-                note("all", one in experts)
-                note(f"layer {layer:2}", one in experts)
-                note(f"rank {rank}", one in experts)
-                if not there:
-                    note("missing", one in experts)
-                    note(f"missing, rank {rank}", one in experts)
-        result: int = want(layer, experts, **how)
-        return result
-
-    store.guess, store.want = watched_guess, watched_want
-    return counts
-
-
 async def main() -> None:
     """Record and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -185,12 +123,7 @@ async def main() -> None:
     await record_texts(folder, texts, options.out, options.device, options.documents, options.tokens)
     experts = json.loads((folder / "config.json").read_text())
     slots = experts["num_hidden_layers"] * experts["num_experts"] // SHARE
-    of_host: dict[str, Any] = {"device": "cpu", "gpu_experts": slots}
-    if options.device != "cpu":
-        places = {"device": options.device, "host_experts": slots, "gpu_experts": slots // 4}
-        await judge_guesses(folder, texts, places)
-    await answer_at_once(folder, texts, options.out, of_host)
-    await judge_guesses(folder, texts, of_host)
+    await answer_at_once(folder, texts, options.out, {"device": "cpu", "gpu_experts": slots})
 
 
 if __name__ == "__main__":

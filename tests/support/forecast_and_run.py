@@ -3,8 +3,9 @@
     python tests/support/forecast_and_run.py CHECKPOINT DEVICE HOST,DEVICE [HOST,DEVICE ...]
 
 One request of drawn tokens; its own routing, recorded in the first run, is what the forecast knows. Slots for experts
-are given by place; on a CPU the first number is left out. Prints the mean of the second half of the tokens, the
-forecasts, and how long a layer took by how many experts it read and copied.
+are given by place; on a CPU the first number is left out. What is measured apart from whole passes is measured in one
+round: it says how a pass's seconds are shared out, not how many they are. Prints the mean of the second half of the
+tokens, the forecasts, and how long a layer took by how many experts it read and copied.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from actors.core.expert_cache import Found
 from pipeline import Model
 from pipeline.config import Config
 from pipeline.devices.open import open_device
+from pipeline.tools.bench import machine_rates
 from pipeline.tools.bench.forecast import MeasuredCompute, Rates
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import plan_model
@@ -86,9 +88,11 @@ def told(rates: Rates) -> str:
     for kind, one in rates.computes.items():
         assert isinstance(one, MeasuredCompute)
         computes[kind] = f"{1e12 * next(iter(one.parameter_seconds.values())):.1f}"
+    waits = {} if rates.expert_waits is None else asdict(rates.expert_waits)
+    waits = {name.removesuffix("_seconds"): round(1000 * each, 3) for name, each in waits.items()}
     return (
         f"disk {rates.disk_bytes_per_second / 1e9:.2f} GB/s, h2d {(rates.h2d_bytes_per_second or 0) / 1e9:.1f}, begin "
-        f"{1000 * rates.begin_seconds:.2f} ms, waits {rates.expert_waits}, computes {computes} ps, slower "
+        f"{1000 * rates.begin_seconds:.2f} ms, waits {waits} ms, computes {computes} ps, slower "
         f"{rates.read_slowdown:.2f} {rates.compute_slowdown:.2f}"
     )
 
@@ -98,6 +102,7 @@ async def main(folder: Path, device: str, slots: Sequence[str]) -> None:
     routing: RecordedRouting | None = None
     common = {"device": device, "context_tokens": 256, "max_requests": 1, "max_tokens_per_pass": 64, "checksums": False}
     before: Rates | None = None
+    machine_rates.ROUNDS = 1
     for each in slots:
         *host, last = map(int, each.split(","))
         settings = {**common, "gpu_experts": last, **({"host_experts": host[0]} if host else {})}

@@ -153,8 +153,8 @@ async def judge(model: Model, groups: Sequence[Sequence[Sequence[int]]], options
     ]
     by_group, read = (" ".join(f"{one:.2f}" for one in each) for each in (sorted(pairs), [one / 1e9 for one in rates]))
     print(
-        f"  with / without by group: {by_group}, median {median(pairs):.3f}; the same tokens: {said[True] == said[False]}; "
-        f"bare reads {read} GB/s",
+        f"  with / without by group: {by_group}, median {median(pairs):.3f}; the same tokens: "
+        f"{said[True] == said[False]}; bare reads {read} GB/s",
         flush=True,
     )
     if options.requests == 1:

@@ -85,18 +85,23 @@ class ExpertFloors:
     async def waits(self, tokens: int, passes: ExpertPasses | None, apart: Rates) -> ExpertWaits:
         """How much longer a layer takes for what is read and copied, by whole passes where these were measured.
 
-        Else by passes over some layers, through the line that fetches experts alone. `apart` has what else was
-        measured, each by itself.
+        Of those the first that is read takes what one takes beside copies of the others, and each that is copied what
+        its copy does; what all take together says the rest. Else by passes over some layers, through the line that
+        fetches experts alone. `apart` has what else was measured, each by itself.
         """
+        copy = self._bytes / apart.h2d_bytes_per_second if apart.h2d_bytes_per_second else 0.0
         if passes is None:
-            copied = self._bytes / apart.h2d_bytes_per_second if apart.h2d_bytes_per_second else 0.0
-            return ExpertWaits(*self._shared_out(*await self._wait_seconds(tokens)), copied)
-        added, used = apart.computes[EXPERT].seconds(0, round(self._parameters), tokens), passes.used
-        beside = passes.there_seconds - self._dense_seconds(apart, tokens) - passes.layers * used * added
-        copying = passes.copying_seconds - passes.there_seconds
-        reading = max(0.0, passes.reading_seconds - passes.there_seconds) / passes.layers
-        copied = max(0.0, copying) / passes.layers / used
-        return ExpertWaits(*self._shared_out(reading, used), copied, beside / passes.layers)
+            return ExpertWaits(*self._shared_out(*await self._wait_seconds(tokens)), copy, copy)
+        layers, used, there = passes.layers, passes.used, passes.there_seconds
+        one, all_, copied = (
+            max(0.0, seconds - there) / layers
+            for seconds in (passes.reading_one_seconds, passes.reading_seconds, passes.copying_seconds)
+        )
+        more = max(0.0, all_ - one) / (used - 1) if used > 1 else one
+        copy = min(copy, copied / used)
+        added = apart.computes[EXPERT].seconds(0, round(self._parameters), tokens)
+        beside = there - self._dense_seconds(apart, tokens) - layers * used * added
+        return ExpertWaits(one, more, copied - (used - 1) * copy, copy, beside / layers)
 
     def _dense_seconds(self, apart: Rates, tokens: int) -> float:
         """What a pass takes whose groups all stay and whose layers have no experts."""

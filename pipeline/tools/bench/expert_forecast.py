@@ -62,9 +62,9 @@ def with_experts(
         comes = (np.where(each > 0, each + one, 0.0) for each in moved.values())
         lasts = np.maximum(np.maximum.reduce([busy, *comes]), cpu_seconds)
     else:
-        more = waits.first_seconds + (read - 1) * waits.next_seconds
-        reading = np.where(read < 1, read * waits.first_seconds, more)
-        copying = (demand.missed[-1] - read - on_cpu) * waits.copied_seconds
+        reading = _longer(read, waits.first_seconds, waits.next_seconds)
+        copies = demand.missed[-1] - read - on_cpu
+        copying = _longer(copies, waits.first_copied_seconds, waits.next_copied_seconds)
         lasts = busy + waits.beside_seconds + np.maximum(np.maximum(reading, copying), cpu_seconds)
     busy_seconds, lasts_seconds = (float(each.sum(axis=1).mean()) for each in (busy, lasts))
     resources = {
@@ -74,3 +74,8 @@ def with_experts(
     behind_all = dense.pass_seconds + lasts_seconds - busy_seconds
     alone = dense.alone_seconds + lasts_seconds
     return replace(dense, pass_seconds=max(behind_all, alone), resource_seconds=resources, alone_seconds=alone)
+
+
+def _longer(counts: np.ndarray, first: float, more: float) -> np.ndarray:
+    """Seconds for so many experts of a layer; of less than one, where counts are means, that share of the first."""
+    return np.where(counts < 1, counts * first, first + (counts - 1) * more)

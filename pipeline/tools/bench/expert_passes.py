@@ -1,10 +1,12 @@
-"""Measures whole passes, through all lines, of a model whose experts are all there, all in host memory, or all read."""
+"""Measures whole passes, through all lines, of a model whose experts are there, in host memory, or read: one or all."""
 
 import asyncio
 import contextlib
 import itertools
+import math
 import time
 from array import array
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import Any
 
 from actors.core.crew import Over
 from actors.core.event import Buffer
+from actors.core.expert_cache import Found
 from actors.core.line import Line, running
 from actors.core.message import READY, GroupKey, Message
-from actors.core.ports import Perhaps
+from actors.core.ports import IdleSource, Perhaps
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.config import Config
 from pipeline.devices.open import open_device
@@ -31,18 +34,18 @@ from pipeline.generation.sequence import RunningSequence
 from pipeline.models.model_config import read_config
 from pipeline.tools.bench.arm_program import Progress
 
-ROUNDS = 3
+ROUNDS = 5
 SLOTS = 16
 """The slots for experts in each place: those of a layer move beside those of the one before."""
 FIRST_PASSES, PASSES = 4, 8
 """The passes in which a GPU records what is launched; those behind them are counted."""
-READING_PASSES = 2
-"""The passes of a round; these read all that they use."""
+READING_SECONDS, FEWEST_READING = 0.5, 2
+"""For about how long, or in how many passes at least, all experts are read in a round."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertPasses:
-    """Seconds of a pass whose experts are there, whose experts host memory has, and whose experts are read.
+    """Seconds of a pass whose experts are there; host memory has all; one of each layer is read beside that; all are.
 
     The second is as the first where host memory is where they are computed. `layers` have experts, of which each uses
     `used`.
@@ -50,6 +53,7 @@ class ExpertPasses:
 
     there_seconds: float
     copying_seconds: float
+    reading_one_seconds: float
     reading_seconds: float
     layers: int
     used: float
@@ -63,6 +67,24 @@ class _Nowhere:
 
     async def read_while_idle(self, key: GroupKey, buffer: Buffer, guess: Perhaps) -> None:
         """Leave what is there."""
+
+
+class _LastOfLayer(_Nowhere):
+    """A source that reads the last one of those that a layer wants: what host memory has goes first."""
+
+    def __init__(self, source: IdleSource) -> None:
+        self._source = source
+        self._left = 0
+
+    def wanted(self, layer: int, count: int, found: Sequence[Found], on_host: int) -> None:
+        """Hear how many a layer asks for, see `ExpertStore.told`."""
+        self._left = len(found[0].misses)
+
+    async def read_into(self, key: GroupKey, buffer: Buffer) -> None:
+        """Read it if it is the last one."""
+        self._left -= 1
+        if not self._left:
+            await self._source.read_into(key, buffer)
 
 
 async def expert_passes(folder: Path, settings: Config, tokens: int, progress: Progress) -> ExpertPasses | None:
@@ -83,23 +105,32 @@ async def expert_passes(folder: Path, settings: Config, tokens: int, progress: P
     async with contextlib.aclosing(await asyncio.to_thread(build, folder, room)) as runtime:
         if (line := runtime.expert_line) is None:
             return None
-        read_line, others = runtime.lines[-1], runtime.lines[:-1]
-        there, copying, reading = list[float](), list[float](), list[float]()
+        others, one = runtime.lines[:-1], _LastOfLayer(line.source)
+        ways: dict[str, IdleSource] = {"reading": line.source, "reading_one": one, "copying": _Nowhere()}
+        if len(line.budgets) == 1:
+            del ways["copying"]
+        seconds = defaultdict[str, list[float]](list)
         async with running(others) as over:
             progress("decoding with experts that are read")  # first: their weights are what all others compute with
-            await _pass_seconds(runtime, [read_line], over, tokens, 0, 1)
+            once = await _pass_seconds(runtime, [runtime.lines[-1]], over, tokens, 0, 1)
+            reading = 1, max(FEWEST_READING, math.ceil(READING_SECONDS / once))
             await embedding_of(runtime.sections[0]).load(seen=False)
             for index in range(ROUNDS):
                 progress(f"round {index + 1}/{ROUNDS}: decoding with experts that are read, copied and there")
-                reading.append(await _pass_seconds(runtime, [read_line], over, tokens, 1, READING_PASSES))
-                if len(line.budgets) > 1:
-                    copied = replace(line, source=_Nowhere()).line(runtime.trace)
-                    copying.append(await _pass_seconds(runtime, [copied], over, tokens, FIRST_PASSES, PASSES))
+                for name, source in ways.items():
+                    moving = replace(line, source=source).line(runtime.trace)
+                    if source is one:
+                        line.store.told = one.wanted
+                    passes = (FIRST_PASSES, PASSES) if name == "copying" else reading
+                    seconds[name].append(await _pass_seconds(runtime, [moving], over, tokens, *passes))
                 async with experts_in_place(line):
-                    there.append(await _pass_seconds(runtime, [], over, tokens, FIRST_PASSES, PASSES))
+                    seconds["there"].append(await _pass_seconds(runtime, [], over, tokens, FIRST_PASSES, PASSES))
         unions = line.store.statistics().unions.values()
         used = sum(one.experts for one in unions) / sum(one.passes for one in unions)
-        return ExpertPasses(median(there), median(copying or there), median(reading), len(unions), used)
+        seconds.setdefault("copying", seconds["there"])
+        return ExpertPasses(
+            **{f"{name}_seconds": median(each) for name, each in seconds.items()}, layers=len(unions), used=used
+        )
 
 
 def _only_experts_move(folder: Path, settings: Config) -> bool:

@@ -55,8 +55,8 @@ class ToldCompute:
 
 @dataclass(frozen=True, slots=True)
 class ExpertWaits:
-    """How much longer a layer takes for the first of its experts that is read, and for each more; and for each that is
-    copied from host memory.
+    """How much longer a layer takes for the first of its experts that is read, and for each more; and the same of those
+    that are copied from host memory.
 
     `beside_seconds` are what any layer with experts takes beyond what it computes, by whole passes that were measured:
     less than nothing where things go on beside each other that were measured apart.
@@ -64,7 +64,8 @@ class ExpertWaits:
 
     first_seconds: float
     next_seconds: float
-    copied_seconds: float = 0.0
+    first_copied_seconds: float = 0.0
+    next_copied_seconds: float = 0.0
     beside_seconds: float = 0.0
 
 

@@ -66,7 +66,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
                 rounds.append(await _computed(floors, runtime, some, batch, decoding=experts is not None))
                 if experts is not None:
                     await experts.measure(batch)
-            if experts is not None:
+            if experts is not None and passes is None:
                 progress(f"round {index + 1}/{ROUNDS}: reading experts alone")
                 await experts.read(SWEEP_SECONDS)
             if runtime.device.shares_cores:

@@ -142,7 +142,7 @@ class Settings(TypedDict, total=False):
     gpu_experts: int | None
     host_experts: int | None
     expert_cache: str | Callable[[], EvictionPolicy]
-    lookahead: bool
+    lookahead: bool | str
     cpu_experts: bool | str
     residency: bool
     kv_disk: str | Path | None

@@ -25,9 +25,10 @@ from pipeline.engine.expert_room import ExpertRoom
 from pipeline.errors import ConfigError
 from pipeline.generation import section_runtime
 from pipeline.generation.expert_record import ExpertsRecord
-from pipeline.generation.expert_split import ProductSeconds, SplitGate, SplitRates
+from pipeline.generation.expert_split import ProductSeconds, SplitRates
 from pipeline.generation.host_experts import HostExperts
 from pipeline.generation.model_statistics import ModelStatistics
+from pipeline.generation.pass_gate import PassGate
 from pipeline.generation.pass_rates import PassRates
 from pipeline.server.metrics import SECTION_COUNTERS
 from pipeline.system.sizes import human_bytes
@@ -197,15 +198,15 @@ async def test_a_gate_is_asked_for_each_pass_and_told_what_it_took(
         at.append(clock())
         return multiplied
 
-    def opens(gate: SplitGate, rows: int) -> bool:
+    def opens(gate: PassGate, rows: int) -> bool:
         asked.append(rows)
         return False
 
-    monkeypatch.setattr(SplitGate, "opens", opens)
+    monkeypatch.setattr(PassGate, "opens", opens)
     monkeypatch.setattr(HostExperts, "begin", noted)
     monkeypatch.setattr(HostExperts, "ended", noted_end)
-    monkeypatch.setattr(SplitGate, "took", lambda gate, seconds: told.append(seconds))
-    async with Model.open(checkpoint, **FEW, cpu_experts="auto") as model:
+    monkeypatch.setattr(PassGate, "took", lambda gate, seconds: told.append(seconds))
+    async with Model.open(checkpoint, **FEW, cpu_experts="auto", lookahead=False) as model:
         await model.generate(PROMPTS[1], max_new_tokens=4, ignore_eos=True)
         assert sum(experts(model).on_cpu.values()) == 0
         assert asked == [23, 1, 1, 1]
@@ -260,6 +261,8 @@ async def test_a_product_that_fails_ends_a_pass_which_is_computed_anew(
 def test_what_makes_no_sense_is_refused(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match=r"^cpu_experts: need True, False or 'auto', have 'yes'"):
         Model.open(checkpoint, cpu_experts="yes")
+    with pytest.raises(ConfigError, match=r"^lookahead: need True, False or 'auto', have 1"):
+        Model.open(checkpoint, lookahead=1)
     with pytest.raises(ConfigError, match=r"^cpu_experts=auto: .* leave it out, or batch_invariant"):
         Model.open(checkpoint, cpu_experts="auto", batch_invariant=True)
 

@@ -33,6 +33,7 @@ from pipeline.devices.memory import HostMemory
 from pipeline.generation import expert_work
 from pipeline.generation.expert_work import ExpertWork
 from pipeline.generation.micro_batches import MicroBatch
+from pipeline.generation.pass_gate import PassGate
 from pipeline.reading.source import CheckpointSource
 from pipeline.tools.commands.run_lines import opening_lines
 
@@ -157,6 +158,29 @@ async def test_the_next_router_is_asked_beforehand(checkpoint: Path) -> None:
             useful.append(hints.useful)
             assert hints.asked == 0 or hints.useful > hints.wasted / 2
     assert useful[0] == 0 < useful[1]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("opens", [False, True])
+async def test_the_next_router_is_asked_in_passes_that_a_gate_lets_through(
+    opens: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, told = list[int](), list[tuple[float, int]]()
+
+    def ask(gate: PassGate, rows: int) -> bool:
+        asked.append(rows)
+        return opens
+
+    monkeypatch.setattr(PassGate, "opens", ask)
+    monkeypatch.setattr(PassGate, "took", lambda gate, *what: told.append(what))
+    async with Model.open(checkpoint, device="cpu-copy", context_tokens=64, gpu_experts=4, host_experts=8) as model:
+        await model.generate([3], max_new_tokens=12, ignore_eos=True)
+        assert model.runtime.expert_line is not None
+        store = model.runtime.expert_line.store
+        assert (store.statistics().hints.sent > 0) == opens
+        assert len(asked) == len(told) == 12
+        assert min(seconds for seconds, _ in told) > 0
+        assert 0 < sum(reads for _, reads in told) == store.misses
 
 
 @pytest.mark.anyio

@@ -4,6 +4,7 @@ Between the last read of a layer and the first of the next one the disk has noth
 is read when nothing else waits to be read, in steps; the read of a wrong one ends with the step under way.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from actors.core.budget import Slot
@@ -47,12 +48,13 @@ class Guesses:
     """The experts that are asked for because a layer wants them perhaps, what is likeliest first.
 
     Right ones that were begun when they were wanted saved a part of a read; wrong ones that were being read then are
-    in the way for the rest of a step. The gate closes when these cost more. All is counted in `counts`.
+    in the way for the rest of a step. The gate of a layer closes when these cost more: of the first layers of a model
+    hardly any are right. All is counted in `counts`.
     """
 
     def __init__(self, counts: HintCounts) -> None:
         self._counts = counts
-        self._gate = HintGate()
+        self._gates = defaultdict[int, HintGate](HintGate)
         self.forget()
 
     @property
@@ -67,7 +69,8 @@ class Guesses:
 
     def ask(self, experts: Sequence[Expert]) -> None:
         """Take guesses of experts that are not there, in the place of those before, which are too late."""
-        self._asked = [] if self._gate.shuts_out(len(experts)) else list(reversed(experts))
+        shut_out = not experts or self._gates[experts[0][0]].shuts_out(len(experts))
+        self._asked = [] if shut_out else list(reversed(experts))
         self._counts.asked += len(self._asked)
 
     def next(self) -> Expert | None:
@@ -103,7 +106,8 @@ class Guesses:
         right: dict[Expert, Message[Slot] | None] = {}
         vain: dict[Expert, Message[Slot]] = {}
         in_the_way = begun = early = wasted = 0
-        undecided = {seq: guess for seq, guess in self._sent.items() if guess.wanted is None}
+        if not (undecided := {seq: guess for seq, guess in self._sent.items() if guess.wanted is None}):
+            return right, vain
         for seq, guess in undecided.items():
             came, wanted = guess.message is not None, guess.expert in misses
             if guess.message is not None:
@@ -119,5 +123,6 @@ class Guesses:
         counts = self._counts
         counts.useful, counts.early = counts.useful + len(right), counts.early + early
         counts.wasted, counts.in_the_way = counts.wasted + wasted, counts.in_the_way + in_the_way
-        counts.closed += self._gate.judge(PAYS * begun, in_the_way, begun + wasted)
+        gate = self._gates[guess.expert[0]]  # all are of the layer that wants now
+        counts.closed += gate.judge(PAYS * begun, in_the_way, begun + wasted)
         return right, vain

@@ -14,13 +14,7 @@ from typing import TypeAlias
 from actors.core.budget import Budget, Slot
 from actors.core.errors import LineError
 from actors.core.event import Event
-from actors.core.expert_cache import (
-    EvictionPolicy,
-    Expert,
-    Found,
-    LeastRecentlyUsed,
-    request,
-)
+from actors.core.expert_cache import EvictionPolicy, Expert, Found, LeastRecentlyUsed, request
 from actors.core.expert_guesses import Guess, Guesses
 from actors.core.expert_hints import HintCounts, Hints
 from actors.core.expert_place import ExpertPlace, Uses
@@ -66,6 +60,7 @@ class ExpertStore:
             host.
         computed: is called with experts whose computations were launched as one, and the event of their end.
         computed_on_host: the same of those that were left in host memory.
+        misses: how many experts that were wanted no place had, up to now.
     """
 
     told: Callable[[int, int, Sequence[Found], int], None] | None = None
@@ -88,6 +83,7 @@ class ExpertStore:
         self._hints = Hints(self._room_ahead)
         self._guesses = Guesses(self._hints.counts)
         self._unsent: deque[tuple[Expert, Slot | None]] = deque()
+        self.misses = 0
         self._more = asyncio.Event()
         self._some = asyncio.Event()
         self._restart()
@@ -123,6 +119,7 @@ class ExpertStore:
         found = request(caches, layer, experts, streamed=streamed, on_host=on_host)
         for place, one in zip(self._places, found, strict=True):
             place.take_note(layer, one, streamed=streamed)
+        self.misses += len(found[0].misses)
         if self.told is not None:
             self.told(layer, len(experts), found, len(on_host))
         self._there = [_arrived(self._places[-1].kept.pop((layer, index))) for index in found[-1].hits]

@@ -54,7 +54,9 @@ class EngineSettings:
         expert_cache: which expert gives up its slot: "lru" the one that was used longest ago, "lfu" least often, "none"
             each at once; or a class of yours that is an `EvictionPolicy`.
         lookahead: whether the router of the next layer is asked beforehand, where its group stays, and what it would
-            choose is read while the disk stands still. It is often right; where it is not, that stops by itself.
+            choose is read while the disk stands still. It is often right; where it is not, that stops by itself. "auto"
+            does that with a GPU whose experts come from the disk, while passes with it take no longer than those
+            without, of which some are timed now and then.
         cpu_experts: whether the CPU computes experts that a GPU has not, from their slots in host memory, in passes of
             at most 64 rows; "auto" those with which a layer ends earlier, by the rates of the link and of the CPU, and
             True all. Log-probabilities then depend, in their last digits, on where an expert was computed.
@@ -82,7 +84,7 @@ class EngineSettings:
     gpu_experts: int | None = None
     host_experts: int | None = None
     expert_cache: str | Callable[[], EvictionPolicy] = "lru"
-    lookahead: bool = False
+    lookahead: bool | str = "auto"
     cpu_experts: bool | str = False
     residency: bool = True
     reader_lanes: int | None = None
@@ -100,9 +102,9 @@ class EngineSettings:
         if isinstance(self.chunk_bytes, str):
             object.__setattr__(self, "chunk_bytes", parse_bytes("chunk_bytes", self.chunk_bytes))
         true_or_false("residency", self.residency)
-        true_or_false("lookahead", self.lookahead)
-        if not isinstance(self.cpu_experts, bool) and self.cpu_experts != "auto":
-            raise ConfigError(f"cpu_experts: need True, False or 'auto', have {shown(self.cpu_experts)}")
+        for name in ("lookahead", "cpu_experts"):
+            if not isinstance(value := getattr(self, name), bool) and value != "auto":
+                raise ConfigError(f"{name}: need True, False or 'auto', have {shown(value)}")
         find_policy(self.policy)
         within("gpu_groups", self.gpu_groups, 1, 1 << 16, or_none=True)
         within("host_groups", self.host_groups, 1, 1 << 16)

@@ -21,6 +21,7 @@ from pipeline.generation.batching import Piece
 from pipeline.generation.expert_work import ExpertWork, NextRouter
 from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.host_experts import HostExperts, Run
+from pipeline.generation.look_ahead import LookAhead
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.routing_recorder import RoutingRecorder
 from pipeline.models.feed_forwards import Experts
@@ -71,15 +72,14 @@ class ExpertHalf:
         source: CheckpointSource,
         work: ExpertWork,
         host: HostExperts | None,
-        *,
-        lookahead: bool,
+        ahead: LookAhead,
     ) -> None:
         self._device = device
         self._store = store
         self._source = source
         self._work = work
         self._host = host
-        self._lookahead = lookahead
+        self._ahead = ahead
         self._stays: dict[int, Message[Slot]] = {}
         self._known = READY
 
@@ -89,14 +89,16 @@ class ExpertHalf:
             self._known = of_tokens.begin(tokens := token_ids(pieces), rows)
             if (first := self._work.next_kind(-1)) is not None and first[1].routing.by_token:
                 self._store.hint(first[0], self._work.union(first[0], len(tokens)))
+        self._ahead.begin(count := len(token_ids(pieces)))
         if self._host is not None:
-            self._host.begin(len(token_ids(pieces)))
+            self._host.begin(count)
         if self.recorder is not None:
             prompts = [len(piece.token_ids) > 1 or not piece.logit_rows for piece in pieces for _ in piece.token_ids]
             self.recorder.begin(prompts)
 
     def end(self) -> None:
         """The results of the pass that has begun last are there."""
+        self._ahead.end()
         if self._host is not None:
             self._host.end()
 
@@ -160,6 +162,7 @@ class ExpertHalf:
             others = [*known, *(part.last for part in pass_.parts[:-1])]
             launch(message, pass_, last, work, others, _choosing(pass_, guesses))
         counts = await self._counts(kind, pass_, message)
+        self._ahead.asked += 1
         ends = [0, *itertools.accumulate(counts)]
         wanted = [index for index, count in enumerate(counts) if count]
         split = None if self._host is None else self._host.split(self._work.ids(kind, rows), counts)
@@ -229,7 +232,7 @@ class ExpertHalf:
 
         Not where a choice follows from tokens: either is known then, and the host waits for none.
         """
-        if not self._lookahead or kind.routing.by_token:
+        if not self._ahead.asks or kind.routing.by_token:
             return None
         later, following = self._work.next_kind(layer) or (-1, kind)
         if (message := self._staying(later)) is None or following.chosen != kind.chosen or following.routing.by_token:

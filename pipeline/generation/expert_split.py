@@ -6,8 +6,6 @@ memory: a copy takes as long for one row as for many, a product on the CPU does 
 """
 
 import bisect
-import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,12 +18,6 @@ HANDLING_SECONDS = 50e-6
 """What the host takes for each expert that is copied, until its computation can be launched."""
 ROWS_SECONDS = 100e-6
 """What a layer takes until the CPU has its rows and can begin, and then until the device has what came out."""
-
-
-TRIED = 4
-"""Passes that are timed with the split, and as many without, before one way is chosen for passes of as many rows."""
-RESTS = 256
-"""Passes for which the choice holds, until both ways are timed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,39 +100,3 @@ def split_rates(room: ExpertRoom, rates: PassRates, products: ProductSeconds) ->
     upload_seconds = HANDLING_SECONDS + last / (rates.link or LINK_BYTES_PER_SECOND)
     read_seconds = first / (rates.disk or DISK_BYTES_PER_SECOND)
     return SplitRates(upload_seconds, read_seconds, products.each, ROWS_SECONDS + products.call)
-
-
-class SplitGate:
-    """Says for each pass whether it leaves experts to the CPU: not where passes without that have taken less time.
-
-    Rates are timed while nothing else goes on. What the CPU computes takes cores, and the interpreter lock, from those
-    who launch and copy; how much follows from the machine alone. Passes of about as many rows are compared.
-    """
-
-    def __init__(self) -> None:
-        self._tried: defaultdict[int, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-        self._decided: dict[int, tuple[bool, int]] = {}
-        self._under_way: tuple[int, bool] | None = None
-
-    def opens(self, rows: int) -> bool:
-        """Whether a pass of so many rows, that begins now, leaves some to the CPU."""
-        size = rows.bit_length()
-        pays, rests = self._decided.get(size, (False, 0))
-        if rests:
-            self._decided[size], self._under_way = (pays, rests - 1), None
-            return pays
-        without, split_up = self._tried[size]
-        self._under_way = size, len(split_up) <= len(without)
-        return self._under_way[1]
-
-    def took(self, seconds: float) -> None:
-        """Take note of the time of the pass that has begun last."""
-        if self._under_way is None:
-            return
-        size, leaves = self._under_way
-        self._under_way = None
-        tried = self._tried[size]
-        tried[leaves].append(seconds)
-        if min(map(len, tried)) >= TRIED:
-            without, split_up = self._tried.pop(size)
-            self._decided[size] = statistics.median(split_up) <= statistics.median(without), RESTS

@@ -17,8 +17,9 @@ from actors.core.message import READY, Message
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory, Memory
 from pipeline.devices.port import Device
-from pipeline.generation.expert_split import MOST_ROWS, Missed, ProductSeconds, SplitGate, SplitRates, split
+from pipeline.generation.expert_split import MOST_ROWS, Missed, ProductSeconds, SplitRates, split
 from pipeline.generation.host_products import HostProducts
+from pipeline.generation.pass_gate import PassGate
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models.feed_forwards import Experts
 from pipeline.models.model_config import ModelConfig
@@ -26,6 +27,8 @@ from pipeline.models.ops import infer
 
 ROWS, OUTPUTS, PLACES = "rows for experts on the CPU", "rows of experts on the CPU", "places of experts on the CPU"
 LANE = "experts"
+TRIED, IN_A_ROW = 4, 1
+"""Passes that are timed with what the CPU computes, and as many without, before one way is chosen."""
 PLACE_DTYPE = torch.int64
 Run: TypeAlias = tuple[Message[Slot], int, int]
 """An expert, and where the rows that use it begin and end in the order of experts."""
@@ -64,7 +67,7 @@ class HostExperts:
         self._order_P = torch.empty(0, dtype=PLACE_DTYPE)
         self._filled = 0
         self._last: Event = READY
-        self._gate = SplitGate()
+        self._gate = PassGate(TRIED, IN_A_ROW)
         self._begun_at, self._asked = 0.0, 0
         self.opens = True
 

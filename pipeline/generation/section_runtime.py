@@ -22,6 +22,7 @@ from pipeline.generation.expert_split import split_rates
 from pipeline.generation.expert_work import ExpertWork
 from pipeline.generation.head import Head
 from pipeline.generation.host_experts import HostExperts
+from pipeline.generation.look_ahead import LookAhead
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_holdings import rows_scored_at_once
 from pipeline.generation.pass_inputs import PassInputs
@@ -132,7 +133,8 @@ class SectionRuntime(Runtime):
         known = TokenExperts.of(drawn.model, tables, checkpoint, padded, self.device)
         work = ExpertWork(drawn.model, drawn.catalog, experts, self.device, drawn.dtype, blocks, buffers, rows, known)
         store, host = self.expert_line.store, self._host_experts(self.expert_line)
-        return ExpertHalf(self.device, store, self.source, work, host, lookahead=self.settings.lookahead)
+        ahead = LookAhead.of(self.expert_line, self.settings.lookahead)
+        return ExpertHalf(self.device, store, self.source, work, host, ahead)
 
     def _host_experts(self, line: ExpertLine) -> HostExperts | None:
         """What lets the CPU compute experts for another device, if the settings say so."""

@@ -110,7 +110,7 @@ def test_a_wrong_guess_that_host_memory_keeps_goes_back_there() -> None:
     run_virtual(main())
 
 
-def test_the_gate_closes_when_guesses_in_the_way_cost_more_than_right_ones_save() -> None:
+def test_the_gate_of_a_layer_closes_when_guesses_in_the_way_cost_more_than_right_ones_save() -> None:
     guesses, seq, right = Guesses(counts := HintCounts()), 0, JUDGED // (PAYS + 1)
     for step in range(JUDGED):
         guesses.ask([(1, step)])
@@ -124,6 +124,8 @@ def test_the_gate_closes_when_guesses_in_the_way_cost_more_than_right_ones_save(
     assert (counts.closed, counts.useful, counts.in_the_way) == (1, right, JUDGED - right)
     guesses.ask([(1, 0)] * RESTS)
     assert guesses.next() is None
+    guesses.ask([(2, 0)])
+    assert guesses.next() == (2, 0), "other layers have gates of their own"
     guesses.ask([(1, 0)])
     assert guesses.next() == (1, 0)
     assert guesses.slots == 0

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from pipeline.generation.expert_split import RESTS, TRIED, Missed, SplitGate, SplitRates, split
+from pipeline.generation.expert_split import Missed, SplitRates, split
 
 RATES = SplitRates(
     upload_seconds=1.0, read_seconds=3.0, product_seconds={1: 0.3, 2: 0.3, 4: 0.5, 16: 2.0}, rows_seconds=0.2
@@ -73,42 +73,6 @@ def test_no_other_choice_among_those_in_host_memory_ends_earlier(seed: int) -> N
 def test_products_between_those_that_were_timed_and_beyond() -> None:
     assert [RATES.on_cpu(rows) for rows in (1, 3, 4, 10, 28)] == pytest.approx([0.3, 0.4, 0.5, 1.25, 3.5])
     assert replace(RATES, product_seconds={1: 0.3}).on_cpu(5) == 0.3
-
-
-def passes(gate: SplitGate, count: int, *, split_up: float, without: float, rows: int = 1) -> list[bool]:
-    """What a gate says of so many passes, which take so long."""
-    said = []
-    for _ in range(count):
-        said.append(gate.opens(rows))
-        gate.took(split_up if said[-1] else without)
-    return said
-
-
-@pytest.mark.parametrize("pays", [True, False])
-def test_a_gate_goes_by_what_passes_take(pays: bool) -> None:
-    gate, seconds = SplitGate(), {"split_up": 1.0 if pays else 1.1, "without": 1.1 if pays else 1.0}
-    tried = passes(gate, 2 * TRIED, **seconds)
-    assert tried == [True, False] * TRIED
-    assert passes(gate, RESTS, **seconds) == [pays] * RESTS
-    assert passes(gate, 2 * TRIED, split_up=1.0, without=2.0) == tried, "then it tries again"
-    assert all(passes(gate, RESTS, split_up=1.0, without=2.0))
-
-
-def test_a_gate_compares_passes_of_about_as_many_rows() -> None:
-    gate = SplitGate()
-    passes(gate, 2 * TRIED, split_up=1.0, without=2.0, rows=1)
-    assert not all(passes(gate, 2 * TRIED, split_up=30.0, without=20.0, rows=16))
-    assert passes(gate, 3, split_up=1.0, without=2.0, rows=1) == [True] * 3
-    assert passes(gate, 3, split_up=30.0, without=20.0, rows=19) == [False] * 3
-
-
-def test_a_pass_that_is_left_tells_a_gate_nothing() -> None:
-    gate = SplitGate()
-    for _ in range(3 * TRIED):
-        assert gate.opens(1)
-    gate.took(1.0)
-    gate.took(5.0)
-    assert not gate.opens(1)
 
 
 def test_what_a_call_takes_counts_once_for_a_layer() -> None:

@@ -100,7 +100,8 @@ def told(rates: Rates) -> str:
 async def main(folder: Path, device: str, slots: Sequence[str]) -> None:
     """Rates, run, rates, run, rates ..."""
     routing: RecordedRouting | None = None
-    common = {"device": device, "context_tokens": 256, "max_requests": 1, "max_tokens_per_pass": 64, "checksums": False}
+    common = {"device": device, "context_tokens": 256, "max_requests": 1, "max_tokens_per_pass": 64}
+    common |= {"checksums": False, "lookahead": False}
     before: Rates | None = None
     machine_rates.ROUNDS = 1
     for each in slots:

@@ -1,9 +1,9 @@
-"""What look-ahead costs and saves, and how often the next router is right, in runs that take turns without and with it.
+"""What look-ahead costs and saves, and how often the next router is right, in turns: without, with, and auto.
 
     python tests/support/judged_guesses.py CHECKPOINT --slots HOST,DEVICE [--texts held_out.json] [--requests 8]
 
 The texts are those of `trained_mixture.py`; without them prompts are a few arbitrary tokens. One model answers groups
-of so many prompts at once, and the next group in the other way, until each was answered in both. Only passes in which
+of so many prompts at once, and the next group in the next way, until each was answered in all. Only passes in which
 all requests decode count. Ends with the state of the store when a group is not answered in time.
 """
 
@@ -26,6 +26,7 @@ from support.recorded_mixture import PROMPT_TOKENS, SAMPLED, prompts_of
 from actors.core.message import READY
 from pipeline import Model
 from pipeline.engine.expert_room import KIND
+from pipeline.generation.look_ahead import LookAhead
 
 FIRST = 8
 """Tokens of an answer that do not count: a GPU records its launches meanwhile."""
@@ -33,6 +34,7 @@ LONGEST_SECONDS = 45.0
 """A group that takes longer is taken to stand still."""
 MOST_CHOSEN = 8
 """A pass that guesses more is one of a prompt."""
+WAYS: dict[str, bool | str] = {"without": False, "with": True, "auto": "auto"}
 BARE = 96
 """The experts that are read at once to see how fast the disk is."""
 
@@ -129,36 +131,37 @@ def told(name: str, runs: Sequence[Run], requests: int) -> str:
 
 
 async def judge(model: Model, groups: Sequence[Sequence[Sequence[int]]], options: argparse.Namespace) -> None:
-    """Answer all groups in both ways, in turns, and print what came of it."""
-    half, sampled = model.runtime.section.expert_half, SAMPLED if options.texts else {**SAMPLED, "temperature": 2.0}
+    """Answer all groups in all ways, in turns, and print what came of it."""
+    half, line = model.runtime.section.expert_half, model.runtime.expert_line
     assert half is not None
-    runs: dict[bool, list[Run]] = {False: [], True: []}
+    assert line is not None
+    sampled = SAMPLED if options.texts else {**SAMPLED, "temperature": 2.0}
+    ways = {name: LookAhead.of(line, setting) for name, setting in WAYS.items()}
+    runs: dict[str, list[Run]] = {name: [] for name in ways}
     rates = list[float]()
-    for ahead in (False, True):
-        half._lookahead = ahead
+    for name in ("without", "with"):
+        half._ahead = ways[name]
         await in_time(model, answer(model, groups[-1], FIRST + 2, sampled))
-    for turn in range(2 * options.rounds):
+    for turn in range(len(ways) * options.rounds):
         rates.append(await bare(model))
         for index, group in enumerate(groups[:-1]):
-            half._lookahead = ahead = (turn + index) % 2 == 1
-            runs[ahead].append(await in_time(model, answer(model, group, options.tokens, sampled)))
+            name = [*ways][(turn + index) % len(ways)]
+            half._ahead = ways[name]
+            runs[name].append(await in_time(model, answer(model, group, options.tokens, sampled)))
     rates.append(await bare(model))
-    kept = model.runtime.expert_line.store.kept()  # type: ignore[union-attr]
-    print(f"{options.requests} at once, slots {options.slots}, kept in the end {kept}: all answers ended")
-    for ahead, each in runs.items():
-        print(told("with" if ahead else "without", each, options.requests))
-    said = {ahead: {str(run.said) for run in each} for ahead, each in runs.items()}
-    pairs = [
-        fmean(a.seconds) / fmean(b.seconds) for a, b in zip(_by_group(runs[True]), _by_group(runs[False]), strict=True)
-    ]
-    by_group, read = (" ".join(f"{one:.2f}" for one in each) for each in (sorted(pairs), [one / 1e9 for one in rates]))
-    print(
-        f"  with / without by group: {by_group}, median {median(pairs):.3f}; the same tokens: "
-        f"{said[True] == said[False]}; bare reads {read} GB/s",
-        flush=True,
-    )
-    if options.requests == 1:
-        half._lookahead, counts = True, right_guesses(model.runtime.expert_line.store)  # type: ignore[union-attr]
+    print(f"{options.requests} at once, slots {options.slots}, kept in the end {line.store.kept()}: all answers ended")
+    for name, each in runs.items():
+        print(told(name, each, options.requests))
+        pairs = zip(_by_group(each), _by_group(runs["without"]), strict=True)
+        compared = sorted(fmean(one.seconds) / fmean(other.seconds) for one, other in pairs)
+        same = {str(run.said) for run in each} == {str(run.said) for run in runs["without"]}
+        by_group = " ".join(f"{one:.2f}" for one in compared)
+        print(f"           to without, by group: {by_group}; median {median(compared):.3f}; the same tokens: {same}")
+    gate = ways["auto"]._gate
+    decided = gate and {f"{1 << size >> 1} rows or more": pays for size, (pays, _) in gate._decided.items()}
+    print(f"  auto decided {decided}; bare reads {' '.join(f'{one / 1e9:.2f}' for one in rates)} GB/s", flush=True)
+    if options.requests == 1 and options.precision:
+        half._ahead, counts = ways["with"], right_guesses(line.store)
         for group in groups[:-1]:
             await in_time(model, answer(model, group, options.tokens, sampled))
         for what, (count, hits) in sorted(counts.items()):
@@ -215,8 +218,9 @@ async def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--requests", type=int, default=1)
+    parser.add_argument("--precision", action="store_true", help="then say how often guesses are right, by layer")
     parser.add_argument("--groups", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=1, help="each answers each group without and with look-ahead")
+    parser.add_argument("--rounds", type=int, default=1, help="each answers each group in all ways")
     parser.add_argument("--tokens", type=int, default=40)
     options = parser.parse_args(arguments)
     *host, last = map(int, options.slots.split(","))

@@ -124,7 +124,7 @@ def test_experts_that_tokens_choose_are_read_before_their_layers_turn(
     """Of the two layers whose experts follow from the token all that must come is asked for ahead, and none in vain."""
 
     async def main() -> None:
-        settings = {"gpu_experts": 8, "context_tokens": 64, "dtype": "float32", **slots}
+        settings = {"gpu_experts": 8, "context_tokens": 64, "dtype": "float32", "lookahead": False, **slots}
         async with Model.open(folders[0], **settings) as model:
             await model.generate(PROMPT[:1], max_new_tokens=STEPS, ignore_eos=True)
             said = model.statistics().experts

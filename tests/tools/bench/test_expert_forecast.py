@@ -181,26 +181,27 @@ async def test_experts_are_measured(checkpoint: Path, short_measurements: None) 
     assert (passes.layers, passes.used) == (len(LAYERS), CHOSEN), "both requests decode the same token"
 
 
+@pytest.mark.parametrize(("copied", "used"), [(2.0, 3.0), (0.0, 1.0)])
 async def test_a_layer_takes_what_whole_passes_took(
-    checkpoint: Path, short_measurements: None, monkeypatch: pytest.MonkeyPatch
+    copied: float, used: float, checkpoint: Path, short_measurements: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = len(LAYERS)
 
     async def passes(*_: object) -> ExpertPasses:
-        return ExpertPasses(1.0, 1.0 + 2.0 * layers, 1.0 + 3.0 * layers, 1.0 + 7.0 * layers, layers, used=3.0)
+        return ExpertPasses(1.0, 1.0 + copied * layers, 1.0 + 3.0 * layers, 1.0 + 7.0 * layers, layers, used)
 
     monkeypatch.setattr("pipeline.tools.bench.machine_rates.expert_passes", passes)
     rates = await measure_rates(checkpoint, Config(device="cpu-copy", context_tokens=64), 1, lambda _: None)
     waits = rates.expert_waits
     assert waits is not None
     assert waits.first_seconds == pytest.approx(3.0)
-    assert waits.first_seconds + 2 * waits.next_seconds == pytest.approx(7.0)
-    assert waits.first_copied_seconds + 2 * waits.next_copied_seconds == pytest.approx(2.0)
+    assert waits.next_seconds == pytest.approx(2.0 if used > 1 else 3.0)
+    assert waits.first_copied_seconds + (used - 1) * waits.next_copied_seconds == pytest.approx(copied)
     assert rates.h2d_bytes_per_second is not None
     with open_checkpoint(checkpoint) as opened:
         experts = [entry.length for name, entry in opened.tensors.items() if ".experts." in name]
     mean = sum(experts) / layers / EXPERTS
-    assert waits.next_copied_seconds == pytest.approx(mean / rates.h2d_bytes_per_second, rel=0.05)
+    assert waits.next_copied_seconds == pytest.approx(copied and mean / rates.h2d_bytes_per_second, rel=0.05)
 
 
 async def test_experts_are_read_or_one_of_them_or_copied_or_there(

@@ -35,7 +35,9 @@ def open_section(
         with promising:
             drawn = draw_up_section(model, checkpoint, settings, device, layers, kv_tokens, pass_tokens)
             promise(device, checkpoint.folder, drawn.plan.memory)
-        reading = choose_reading(checkpoint.files, settings.reading, beside=device.shares_cores)
+        reading = choose_reading(
+            checkpoint.files, settings.reading, beside=device.shares_cores, has_experts=bool(model.expert_kinds)
+        )
         if on_cpu:
             cpu_choice.choose((one for group in drawn.groups.groups for one in group.matrices), drawn.dtype)
         shared = SharedSource.of(settings, checkpoint, reading, [planned_line(drawn, device)])

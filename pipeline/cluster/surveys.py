@@ -67,7 +67,9 @@ def offer(folder: Path, settings: Config, layers: Collection[int], *, fitting: b
     device, model = open_device(settings.device), read_config(folder)
     try:
         with open_checkpoint(folder, direct=settings.reading.get("direct", True)) as checkpoint:
-            reading = choose_reading(checkpoint.files, settings.reading, beside=device.shares_cores)
+            reading = choose_reading(
+                checkpoint.files, settings.reading, beside=device.shares_cores, has_experts=bool(model.expert_kinds)
+            )
             if fitting:
                 drawn = draw_up_section(model, checkpoint, settings, device, layers)
             else:

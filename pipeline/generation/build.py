@@ -42,7 +42,9 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
         with promising:
             drawn = draw_up_sections(model, checkpoint, settings, devices)
             _promise(drawn, devices, folder)
-        reading = choose_reading(checkpoint.files, settings.reading, beside=devices[0].shares_cores)
+        reading = choose_reading(
+            checkpoint.files, settings.reading, beside=devices[0].shares_cores, has_experts=bool(model.expert_kinds)
+        )
         with promising:
             rates = _measured_rates(drawn, devices, reading)
             for device in devices:

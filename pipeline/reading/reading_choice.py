@@ -64,10 +64,14 @@ class ReadingChoice:
         return f"{self.chosen}: {self.why}"
 
 
-def choose_reading(files: Mapping[Path, Shard], given: Mapping[str, object], *, beside: bool) -> ReadingChoice:
+def choose_reading(
+    files: Mapping[Path, Shard], given: Mapping[str, object], *, beside: bool, has_experts: bool = False
+) -> ReadingChoice:
     """The best way to read these files, `beside` computing on the CPU. What is `given`, fields of `Reading`, stays.
 
-    Call it on a thread without an event loop. What cannot be measured is read with the default.
+    Experts, where a model has some, are short reads that are asked for one by one: between two of them the disk would
+    rest if there were one lane. Call it on a thread without an event loop. What cannot be measured is read with the
+    default.
     """
     default: Reading = replace(DEFAULT, **given)  # type: ignore[arg-type]
     if given.keys() == {"lanes", "chunk_bytes"} or len(given) == len(asdict(DEFAULT)):
@@ -77,13 +81,13 @@ def choose_reading(files: Mapping[Path, Shard], given: Mapping[str, object], *, 
     largest = max(files.values(), key=lambda shard: shard.size)
     return attempt(
         "how the disk is best read cannot be measured",
-        lambda: _measured_choice(largest, given, beside),
+        lambda: _measured_choice(largest, given, beside, has_experts),
         ReadingChoice(default, "the default, for nothing could be measured"),
         "the default is taken; set reader_lanes and chunk_bytes, and nothing is measured",
     )
 
 
-def _measured_choice(shard: Shard, given: Mapping[str, object], beside: bool) -> ReadingChoice:
+def _measured_choice(shard: Shard, given: Mapping[str, object], beside: bool, has_experts: bool) -> ReadingChoice:
     cache, key = cache_file(), disk_key(shard, beside)
     rates = kept(cache, key)
     since = "measured before"
@@ -93,7 +97,7 @@ def _measured_choice(shard: Shard, given: Mapping[str, object], beside: bool) ->
         if not rates:  # a warning has said so
             return ReadingChoice(replace(DEFAULT, **{"direct": False, **given}), "the file system refuses direct reads")  # type: ignore[arg-type]
         keep(cache, key, rates)
-    chosen = best_reading(rates)
+    chosen = best_reading({one: rate for one, rate in rates.items() if one.lanes > 1 or not has_experts})
     others = ", ".join(
         f"{name} {rates[one] / 1e9:.2f}" for name, one in CONTRASTS.items() if one in rates and one != chosen
     )

@@ -16,10 +16,12 @@ from random import Random
 from typing import Any
 
 import pytest
+from support.written_models import write_model
 
 from pipeline import Model
 from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.checkpoints.shard import Shard
+from pipeline.generation import build
 from pipeline.reading import reading_cache, reading_choice
 from pipeline.reading.reading import MIB, Reading
 from pipeline.reading.reading_choice import CANDIDATES, DEFAULT, ReadingChoice, best_reading, choose_reading
@@ -62,6 +64,36 @@ def test_the_default_stays_unless_it_is_beaten_by_more_than_chance() -> None:
     assert best_reading({DEFAULT: 3.0e9, FAST: 3.1e9, buffered: 3.6e9}) == DEFAULT
     assert best_reading({DEFAULT: 3.0e9, FAST: 3.2e9, buffered: 3.6e9}) == FAST
     assert best_reading({DEFAULT: 3.0e9, FAST: 3.2e9, buffered: 3.8e9}) == buffered
+
+
+def test_experts_are_read_by_two_lanes_at_least(files: dict[Path, Shard], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def measure(shard: Shard) -> dict[Reading, float]:
+        return {one: 5e9 if one.lanes == 1 else 4e9 if one == FAST else 3e9 for one in CANDIDATES}
+
+    monkeypatch.setattr(reading_choice, "_measure", measure)
+    assert choose_reading(files, {}, beside=False).chosen.lanes == 1
+    assert choose_reading(files, {}, beside=False, has_experts=True).chosen == FAST
+    assert choose_reading(files, {"lanes": 1}, beside=False, has_experts=True).chosen.lanes == 1
+
+
+async def test_a_model_says_whether_it_has_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, choose = list[bool](), build.choose_reading
+
+    def note(*given: Any, has_experts: bool, **others: Any) -> ReadingChoice:
+        told.append(has_experts)
+        return choose(*given, has_experts=has_experts, **others)
+
+    monkeypatch.setattr(build, "choose_reading", note)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 1}
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64}
+    mixture = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    for kind in ("qwen3_moe", "qwen3"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        write_model(folder, {"model_type": kind, **heads, **sizes, **mixture})
+        async with Model.open(folder, device="cpu"):
+            pass
+    assert told == [True, False]
 
 
 @pytest.mark.parametrize("beside", [False, True])

@@ -19,7 +19,6 @@ def lone_experts(model: ModelConfig, groups: WeightGroups) -> str | None:
     lone = [one for one in groups.experts if _alike(model, one) in unknown]
     if not lone:
         return None
-    layers = len({one.layer for one in lone})
     layers, stored_in = len({one.layer for one in lone}), _stored_in(lone, groups.formats)
     return (
         f"{len(lone):,} experts of {layers} layers are multiplied one by one, which is slower: the kernels that "

@@ -78,12 +78,18 @@ def scratch_bytes(kind: CompressedAttention, context_tokens: int) -> int:
 def _compress(
     kind: CompressedAttention, weights: Weights, normed_TD: torch.Tensor, kv: LayerKV, sequences: list[SequenceRows]
 ) -> None:
-    """Add the tokens to what is kept of their sequences."""
+    """Add the tokens to what is kept of their sequences: of those of which a single one comes, all at once."""
+    answers, prompts = list[SequenceRows](), list[SequenceRows]()
+    for one in sequences:
+        (answers if one.start and one.end == one.begin + 1 else prompts).append(one)
     for name, kept in _kept(kind, kv).items():
         values_TP, gates_TP = projections(weights, (f"{name}_kv", f"{name}_gate"), normed_TD)
         finish = functools.partial(_entries, kind, weights, name)
-        for one in sequences:
-            kept.add(values_TP, gates_TP, weights.tensors[f"{name}_bias"], one, finish)
+        bias_RP = weights.tensors[f"{name}_bias"]
+        for one in prompts:
+            kept.add(values_TP, gates_TP, bias_RP, one, finish)
+        if answers:
+            kept.add_answers(values_TP, gates_TP, bias_RP, answers, finish)
 
 
 def _queries(

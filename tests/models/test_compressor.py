@@ -50,3 +50,34 @@ def test_entries_are_those_of_whole_windows_wherever_tokens_are_cut(rate: int, o
     assert not entries[-2:].any()
     for others in made[1:]:
         assert all(map(torch.equal, others, made[0]))
+
+
+@pytest.mark.parametrize(("rate", "overlap"), [(4, True), (2, False), (32, False)])
+def test_a_token_of_each_of_several_sequences_has_the_bits_that_it_has_alone(rate: int, overlap: bool) -> None:
+    kind, begins, steps = Compressor(rate=rate, channels=CHANNELS, overlap=overlap), (1, 7, 14), 33
+    torch.manual_seed(rate)
+    values, gates, bias = (torch.randn(*rows, kind.projected) * 3 for rows in ((3, 64), (3, 64), (rate,)))
+    blocks, parts = BLOCKS[:9].view(3, 3), kind.parts(POSITIONS, torch.float32)
+    kept = []
+    for _ in range(2):
+        memory = torch.zeros(len(BLOCKS), sum(part.nbytes for part in parts), dtype=torch.uint8)
+        kept.append(CompressedRows(kind, POSITIONS, *part_views(parts, memory)))
+
+    def finish(means: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return means + positions.unsqueeze(1)
+
+    for one in kept:
+        for index, tokens in enumerate(begins):
+            prompt = SequenceRows(0, tokens, 0, tokens, blocks[index])
+            one.add(values[index, :tokens], gates[index, :tokens], bias, prompt, finish)
+    for step in range(steps):
+        at = [tokens + step for tokens in begins]
+        rows = [torch.stack([some[index, at[index]] for index in (1, 0, 2)]) for some in (values, gates)]
+        each = [SequenceRows(row, row + 1, at[index], 0, blocks[index]) for row, index in enumerate((1, 0, 2))]
+        order = each if step % 2 else each[::-1]  # rows may lie in any order, and in one run or not
+        kept[0].add_answers(*rows, bias, order, finish)
+        for one in each:
+            kept[1].add(*rows, bias, one, finish)
+        assert torch.equal(kept[0].running, kept[1].running)
+        assert torch.equal(kept[0].entries, kept[1].entries)
+    assert kept[0].entries.any()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.formats import cpu_instructions, cpu_kernels, cpu_vectors
+from pipeline.formats import cpu_instructions, cpu_kernels, cpu_tiles, cpu_vectors
 from pipeline.formats.encoded import Encoded
 from pipeline.formats.lookup import E2M1, level_table, looked_up, scales_in_float32
 from pipeline.formats.words import by_row, transposed, unpacked
@@ -50,15 +50,17 @@ class RowDecoder:
 
     @staticmethod
     def in_registers(encoded: Encoded) -> tuple[int, int, tuple[Any, ...]] | None:
-        """What `cpu_vectors.products` takes for a matrix that it decodes to bf16 itself: kind, how, and `weights`.
+        """What `cpu_tiles.products` takes for a matrix that it decodes to bf16 itself: kind, how, and `weights`.
 
         None where it cannot.
         """
-        how = _vector_rounds(encoded, torch.bfloat16)
+        how = _vector_rounds(encoded, torch.bfloat16, to_multiply=True)
         if how is None or encoded.kind == "awq" or not encoded.numbers.is_contiguous():
             return None
         if encoded.kind == "int4" and encoded.scales.dtype == torch.bfloat16 and encoded.scales.is_contiguous():
             kind, scales, meanings = _int4_kind(encoded), encoded.scales.view(torch.int16).numpy(), NO_MEANINGS
+        elif encoded.kind == "fp8":
+            kind, scales, meanings = cpu_tiles.FP8_KIND, scales_of(encoded).numpy(), NO_MEANINGS
         else:
             kind, scales, meanings = _vector_scales(encoded)
         zeros, (step, _) = _zeros(encoded)
@@ -105,11 +107,15 @@ def _kernel(encoded: Encoded, dtype: torch.dtype) -> tuple[Callable[..., None], 
     return cpu_kernels.int4(rounds_to, into), (scales, zeros.numpy(), steps, half_group)
 
 
-def _vector_rounds(encoded: Encoded, dtype: torch.dtype) -> int | None:
-    """Return what rounds, of `cpu_vectors.ROUNDS`; None where the matrix is not decoded by vectors."""
+def _vector_rounds(encoded: Encoded, dtype: torch.dtype, *, to_multiply: bool = False) -> int | None:
+    """Return what rounds, of `cpu_vectors.ROUNDS`; None where the matrix is not decoded by vectors.
+
+    FP8 is where it is multiplied from registers.
+    """
     names = [str(one).removeprefix("torch.") for one in (encoded.rounds_to, dtype)]
     rounds = tuple(name for name in dict.fromkeys(names) if name != "float32")
-    fits = encoded.kind not in BYTEWISE and encoded.order is None and encoded.group % (2 * cpu_instructions.BYTES) == 0
+    fits = encoded.kind not in BYTEWISE or (to_multiply and encoded.kind == "fp8")
+    fits &= encoded.order is None and encoded.group % (2 * cpu_instructions.BYTES) == 0
     fits &= encoded.shape[1] % encoded.group == 0 and dtype.itemsize == 2
     return cpu_vectors.ROUNDS.index(rounds) if fits and cpu_instructions.HAS_LOOK_UP else None
 

@@ -29,6 +29,12 @@ class BrainFloat(ir.types.Type):
 I8, I16, I32, INDEX, FLOAT, BRAIN = *(ir.IntType(bits) for bits in (8, 16, 32, 64)), ir.FloatType(), BrainFloat()
 FLOATS, WORDS, HALVES = ir.VectorType(FLOAT, 16), ir.VectorType(I32, 16), ir.VectorType(I16, 16)
 ITEMS, BRAINS = ir.VectorType(I16, 2 * BYTES), ir.VectorType(BRAIN, 2 * BYTES)
+E4M3 = (
+    *(one / 512 for one in range(8)),
+    *((1 + one % 8 / 8) * 2.0 ** (one // 8 - 7) for one in range(8, 127)),
+    float("nan"),
+)
+"""What the numbers of e4m3 without a sign are."""
 index_of = functools.partial(ir.Constant, INDEX)
 
 
@@ -82,7 +88,37 @@ def scaled_levels(
     """
     floats = ir.Constant(FLOATS, [ir.Constant(FLOAT, float(np.float32(one))) for one in levels])
     values = floats if zero is None else build.fsub(floats, spread(build, zero))
-    values = build.fmul(values, spread(build, scale))
+    items = _rounded(build, build.fmul(values, spread(build, scale)), rounds, to_dots=to_dots)
+    return lanes(build, items, items, [*range(16), *range(16)])
+
+
+def scaled_bytes(build: Any, scale: Any, rounds: "tuple[str, ...]") -> Any:
+    """The bits of what the 128 numbers of e4m3 without a sign are, times the scale: four tables, as `looked_up_bytes`
+    takes them. They go to dots.
+    """
+    halves = []
+    for begin in range(0, len(E4M3), 16):
+        levels = ir.Constant(FLOATS, [ir.Constant(FLOAT, one) for one in E4M3[begin : begin + 16]])
+        halves.append(_rounded(build, build.fmul(levels, spread(build, scale)), rounds, to_dots=True))
+    return [lanes(build, *halves[at : at + 2], [*range(32)]) for at in range(0, len(halves), 2)]
+
+
+def looked_up_bytes(build: Any, tables: Any, source: Any) -> Any:
+    """The bits of the 32 items whose bytes lie at `source`: of six bits each, by the seventh, with the sign."""
+    codes = build.zext(build.load(build.bitcast(source, ir.VectorType(I8, 2 * BYTES).as_pointer()), align=1), ITEMS)
+    name = "llvm.x86.avx512.vpermi2var.hi.512"
+    small, large = (_called(build, name, ITEMS, tables[at], codes, tables[at + 1]) for at in (0, 2))
+    is_large = build.icmp_unsigned("!=", build.and_(codes, _all_items(64)), _all_items(0))
+    signs = build.shl(build.and_(codes, _all_items(128)), _all_items(8))
+    return build.xor(build.select(is_large, large, small), signs)
+
+
+def _all_items(value: int) -> Any:
+    return ir.Constant(ITEMS, [value] * (2 * BYTES))
+
+
+def _rounded(build: Any, values: Any, rounds: "tuple[str, ...]", *, to_dots: bool) -> Any:
+    """The bits of 16 floats, rounded to one dtype after the other."""
     for name in rounds:
         if to_dots and name == "bfloat16":
             items = build.bitcast(build.fptrunc(values, ir.VectorType(BRAIN, 16)), HALVES)
@@ -95,7 +131,7 @@ def scaled_levels(
         else:
             halves = build.fptrunc(values, ir.VectorType(ir.HalfType(), 16))
             items, values = build.bitcast(halves, HALVES), build.fpext(halves, FLOATS)
-    return lanes(build, items, items, [*range(16), *range(16)])
+    return items
 
 
 def _called(build: Any, name: str, result: Any, *given: Any) -> Any:

@@ -18,8 +18,9 @@ from pipeline.formats import cpu_instructions as cpu
 from pipeline.formats.cpu_instructions import BYTES, FLOATS, index_of
 from pipeline.formats.cpu_vectors import INT4_KIND, LEVELS, NF4_KIND, ROUNDS
 
-DECODED, DENSE = range(len(LEVELS), len(LEVELS) + 2)
-"""Kinds of numbers, beside those of `cpu_vectors`: in bf16, in the cache of a core and in memory."""
+DECODED, DENSE, FP8_KIND = range(len(LEVELS), len(LEVELS) + 3)
+"""Kinds of numbers, beside those of `cpu_vectors`: in bf16, in the cache of a core and in memory, and in e4m3."""
+IN_BRAIN = (DECODED, DENSE)
 NEXT_ROW, ROWS_DONE, CLAIMED = 0, 8, 16
 """Two numbers that threads share, each in a cache line of its own."""
 TILE_ROWS, TILE_ROWS_OF_ONE, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 8, 32, 64, 2048
@@ -51,23 +52,29 @@ def add_up(typing: Any, weights: Any, x_TD: Any, sums: Any, to: Any, at: Any, fo
     shape, kind, how = (rows.literal_value, tokens.literal_value), form[0].literal_value, form[1].literal_value
 
     def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
-        tile = _Tile(context, build, signature.args, given, shape)
+        tile = _Tile(context, build, signature.args, given, shape, kind)
         with cgutils.for_range(build, tile.groups) as group:
             tables = []
-            for row in () if kind in (DECODED, DENSE) else tile.rows:
+            for row in () if kind in IN_BRAIN else tile.rows:
                 zero, scale = tile.zero_and_scale(row, group.index)
+                if kind == FP8_KIND:
+                    tables.append(cpu.scaled_bytes(build, scale, ROUNDS[how]))
+                    continue
                 zero = zero if kind == INT4_KIND else None
                 tables.append(cpu.scaled_levels(build, LEVELS[kind], zero, scale, ROUNDS[how], to_dots=True))
             with cgutils.for_range(build, build.udiv(tile.half_group, index_of(BYTES))) as step:
                 pair = build.add(build.mul(group.index, tile.half_group), build.mul(step.index, index_of(BYTES)))
                 x = [tile.x(token, pair) for token in tile.tokens]
                 if kind != DECODED:
-                    tile.ask_ahead(pair, 2 if kind == DENSE else 1)
+                    tile.ask_ahead(pair)
                 for row in tile.rows:
-                    if kind in (DECODED, DENSE):
+                    if kind == FP8_KIND:
+                        bits = cpu.looked_up_bytes(build, tables[row], tile.numbers(row, pair))
+                        items = build.bitcast(bits, cpu.BRAINS)
+                    elif kind in IN_BRAIN:
                         items = tile.items(row, pair)
                     else:
-                        bits = cpu.looked_up(build, tables[row], tile.pairs(row, pair), high_first=kind == NF4_KIND)
+                        bits = cpu.looked_up(build, tables[row], tile.numbers(row, pair), high_first=kind == NF4_KIND)
                         items = build.bitcast(bits, cpu.BRAINS)
                     for token in tile.tokens:
                         tile.add(row, token, x[token], items)
@@ -80,8 +87,9 @@ def add_up(typing: Any, weights: Any, x_TD: Any, sums: Any, to: Any, at: Any, fo
 class _Tile:
     """What `add_up` reads, writes, and keeps in registers: a sum for each of its rows and tokens."""
 
-    def __init__(self, context: Any, build: Any, kinds: Any, given: Any, shape: tuple[int, int]) -> None:
+    def __init__(self, context: Any, build: Any, kinds: Any, given: Any, shape: tuple[int, int], numbers: int) -> None:
         self._build, (self.rows, self.tokens) = build, map(range, shape)
+        self._per_pair, self._item_bytes = 1 if numbers < len(LEVELS) else 2, 2 if numbers in IN_BRAIN else 1
         weights, x, sums, to, at, *_ = (
             cgutils.unpack_tuple(build, one) if isinstance(kind, types.BaseTuple) else [one]
             for kind, one in zip(kinds, given, strict=True)
@@ -110,20 +118,19 @@ class _Tile:
             scale = build.bitcast(build.shl(build.zext(scale, cpu.I32), ir.Constant(cpu.I32, 16)), cpu.FLOAT)
         return build.load(build.gep(self._zeros.data, [build.mul(index, self._zero_step)])), scale
 
-    def pairs(self, row: int, pair: Any) -> Any:
-        """Where pairs of numbers lie."""
+    def numbers(self, row: int, pair: Any) -> Any:
+        """Where those of a pair of columns lie."""
         begin = self._build.mul(self._build.add(self._row, index_of(row)), self._row_pairs)
-        return self._build.gep(self._numbers.data, [self._build.add(begin, self._build.add(self._pair, pair))])
+        at = self._build.add(begin, self._build.add(self._pair, pair))
+        return self._build.gep(self._numbers.data, [self._build.mul(at, index_of(self._per_pair))])
 
-    def ask_ahead(self, pair: Any, items: int) -> None:
-        """Ask memory for as much of the rows behind these as a step uses: a CPU does not foresee a few bytes of each.
-
-        A pair has so many `items` of the array.
-        """
+    def ask_ahead(self, pair: Any) -> None:
+        """Ask memory for what a step uses of the rows behind these: a CPU does not foresee a few bytes of each."""
         build, count = self._build, index_of(len(self.rows))
         begin = build.mul(build.add(self._row, count), self._row_pairs)
-        begin = build.mul(build.add(begin, build.mul(build.add(self._pair, pair), count)), index_of(items))
-        for item in range(0, len(self.rows) * BYTES * items, cpu.LINE_BYTES // items):
+        begin = build.add(begin, build.mul(build.add(self._pair, pair), count))
+        begin = build.mul(begin, index_of(self._per_pair))
+        for item in range(0, len(self.rows) * BYTES * self._per_pair, cpu.LINE_BYTES // self._item_bytes):
             cpu.ask_for(build, build.gep(self._numbers.data, [build.add(begin, index_of(item))]))
 
     def items(self, row: int, pair: Any) -> Any:

@@ -25,10 +25,11 @@ ROWS, COLUMNS = SHAPE = (70, 256)
 pytestmark = pytest.mark.skipif(not cpu_products.HAS_DOTS, reason="needs AVX-512 BF16, without AMX")
 
 
-def fp8(rows: int, columns: int) -> Float8Matrix:
-    by_rows = Float8("", ("scale",), 1, None, rounds_to_scales=True)
-    numbers = torch.randint(0, 0x60, (rows, columns), dtype=torch.uint8)
-    return Float8Matrix(by_rows, numbers.view(torch.float8_e4m3fn), torch.rand(rows, 1).to(torch.bfloat16))
+def fp8(rows: int, columns: int, group: int | None = None, dtype: torch.dtype = torch.bfloat16) -> Float8Matrix:
+    stored_in = Float8("", ("scale",), 1, group, rounds_to_scales=dtype == torch.float16)
+    numbers = torch.randint(0, 0x7F, (rows, columns)) + 0x80 * torch.randint(0, 2, (rows, columns))
+    scales = torch.randn(rows, columns // (group or columns)).to(dtype)
+    return Float8Matrix(stored_in, numbers.to(torch.uint8).view(torch.float8_e4m3fn), scales)
 
 
 def matrices() -> dict[str, IntegerMatrix | Float8Matrix | Float4Matrix | Nf4Matrix]:
@@ -51,6 +52,8 @@ def matrices() -> dict[str, IntegerMatrix | Float8Matrix | Float4Matrix | Nf4Mat
         "nf4": Nf4Matrix(_State(64, torch.bfloat16, 0.0), SHAPE, pairs.flatten(), scales.flatten()[: ROWS * 4], ()),
         "FP8": fp8(*SHAPE),
         "FP8 of many columns": fp8(7, 2080),
+        "FP8 in fp16": fp8(*SHAPE, 64, torch.float16),
+        "FP8 of short groups": fp8(*SHAPE, 16),
     }
 
 
@@ -171,7 +174,11 @@ def test_several_matrices_give_what_each_gives_alone(monkeypatch: pytest.MonkeyP
 def test_products_that_are_made_together_are_those_made_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_products, "PIECE_NUMBERS", 0)
     monkeypatch.setattr(cpu_products, "ALONE_NUMBERS", 0)
-    for names, few in ((("int4", "MXFP4", "nf4"), True), (("int4", "FP8"), False)):
+    for names, few in (
+        (("int4", "MXFP4", "nf4"), True),
+        (("int4", "FP8"), True),
+        (("int4", "FP8 of short groups"), False),
+    ):
         chosen = {name: matrices()[name] for name in names}
         weights = Weights({"int4_bias": torch.randn(ROWS)}, chosen)
         with torch.inference_mode(), decoding_by("numba"):

@@ -19,10 +19,10 @@ from pipeline.models.attention import CPU_CELL, LayerKV
 from pipeline.models.compressed import GROUPED, CompressedAttention
 from pipeline.models.compressor import CompressedRows
 from pipeline.models.formula_attention import attend_by_formula
-from pipeline.models.ops import rms_norm
+from pipeline.models.ops import rms_norm, turn_last
 from pipeline.models.pass_rows import Rows, SequenceRows
 from pipeline.models.ropes import Rope
-from pipeline.models.rotary import Rotary, rotary, rotate
+from pipeline.models.rotary import Rotary, rotary
 from pipeline.models.sparse_attention import chosen_positions, filled, steps
 
 FP32_BYTES = torch.float32.itemsize
@@ -54,12 +54,6 @@ def mix(
     turned_TNH = turn_last(mixed_TA.unflatten(1, (kind.heads, -1)), back)
     groups = enumerate(turned_TNH.unflatten(1, (kind.groups, -1)).flatten(2).unbind(1))
     return torch.cat([weights.project(f"{GROUPED}.{index}", one_TA.contiguous()) for index, one_TA in groups], dim=1)
-
-
-def turn_last(x_TNH: torch.Tensor, turn: Rotary) -> torch.Tensor:
-    """Turn the last channels of each head, as `rotate` turns the first ones."""
-    still = x_TNH.shape[-1] - turn.cos.shape[-1]
-    return torch.cat((x_TNH[..., :still], rotate(x_TNH[..., still:], turn)), dim=-1)
 
 
 def scratch_bytes(kind: CompressedAttention, context_tokens: int) -> int:

@@ -65,3 +65,20 @@ def clamped_gate(gate_TF: torch.Tensor, up_TF: torch.Tensor, clamp: Clamp) -> to
         gate_TF, up_TF, items, clamp.limit, clamp.slope, clamp.offset, J=ITEMS, **early(gate_TF.device)
     )
     return gate_TF
+
+
+def turn_last(x_TNH: torch.Tensor, cos_T1C: torch.Tensor, sin_T1C: torch.Tensor) -> torch.Tensor:
+    """See `ops.turn_last`: the last channels, in pairs of neighbours, in the memory of `x_TNH`."""
+    (tokens, heads, size), turned = x_TNH.shape, cos_T1C.shape[-1]
+    pairs = triton.next_power_of_2(turned // 2)
+    at_once = max(1, ITEMS // (2 * pairs))
+    row_kernels.turn_last[(triton.cdiv(tokens * heads, at_once),)](
+        *(x_TNH, cos_T1C, sin_T1C, tokens * heads, heads),
+        SIZE=size,
+        TURNED=turned,
+        P=pairs,
+        R=at_once,
+        enable_fp_fusion=False,
+        **early(x_TNH.device),
+    )
+    return x_TNH

@@ -1,6 +1,7 @@
 """The small operations that all halves of a layer share: on a GPU one kernel each, where Triton can make it.
 
-Shape letters in names: T tokens of this pass, D hidden, F rows of a matrix, A channels of all heads.
+Shape letters in names: T tokens of this pass, D hidden, F rows of a matrix, N heads, H channels of a head, A of all
+heads.
 """
 
 import functools
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from pipeline.models.feed_forwards import Activation, Clamp
 from pipeline.models.layers import NormStyle
+from pipeline.models.rotary import Rotary, rotate
 from pipeline.models.triton_kernels import kernels_of
 
 GELU_SLOPE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
@@ -83,6 +85,16 @@ def sigmoid_gate(mixed_TA: torch.Tensor, gate_TA: torch.Tensor) -> torch.Tensor:
         fused: torch.Tensor = kernels.gate(gate_TA, mixed_TA, "sigmoid")
         return fused
     return mixed_TA.mul_(sigmoid(gate_TA).to(mixed_TA.dtype))
+
+
+def turn_last(x_TNH: torch.Tensor, turn: Rotary) -> torch.Tensor:
+    """Turn the last channels of each head, as `rotate` turns the first ones; `x_TNH` may be changed."""
+    kernels = _kernels(x_TNH.device, x_TNH.dtype) if turn.interleaved and x_TNH.is_contiguous() else None
+    if kernels is not None:
+        fused: torch.Tensor = kernels.turn_last(x_TNH, turn.cos, turn.sin)
+        return fused
+    still = x_TNH.shape[-1] - turn.cos.shape[-1]
+    return torch.cat((x_TNH[..., :still], rotate(x_TNH[..., still:], turn)), dim=-1)
 
 
 def sigmoid(x: torch.Tensor) -> torch.Tensor:

@@ -77,3 +77,34 @@ def clamped_gate(gate, up, items, limit, slope, offset, J: tl.constexpr, EARLY: 
     gate_J = gate_J / (tl.exp(-slope * gate_J) + 1.0)
     up_J = tl.minimum(tl.maximum(up_J, -limit), limit) + offset
     tl.store(gate + at_J, (gate_J * up_J).to(dtype), mask=at_J < items)
+
+
+@triton.jit(do_not_specialize=["rows", "heads"])
+def turn_last(x, cos, sin, rows, heads, SIZE: tl.constexpr, TURNED: tl.constexpr, P: tl.constexpr, R: tl.constexpr,
+        EARLY: tl.constexpr):
+    """A program for each R heads of tokens, whose last TURNED of SIZE items are turned, in P pairs of neighbours.
+
+    Rounds where `rotary.rotate` does. `cos` and `sin` have TURNED items for each token.
+    """
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    row_R, pair_P = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R), tl.arange(0, P)
+    mask_RP = (row_R < rows)[:, None] & (pair_P < TURNED // 2)[None, :]
+    at_RP = row_R[:, None] * SIZE + SIZE - TURNED + 2 * pair_P[None, :]
+    angle_RP = (row_R // heads)[:, None] * TURNED + 2 * pair_P[None, :]
+    first_RP, second_RP = tl.load(x + at_RP, mask=mask_RP, other=0.0), tl.load(x + at_RP + 1, mask=mask_RP, other=0.0)
+    dtype: tl.constexpr = first_RP.dtype
+    first_RP, second_RP = first_RP.to(tl.float32), second_RP.to(tl.float32)
+    cos_RP = rounded(tl.load(cos + angle_RP, mask=mask_RP, other=0.0), dtype)
+    sin_RP = rounded(tl.load(sin + angle_RP, mask=mask_RP, other=0.0), dtype)
+    turned_RP = rounded(first_RP * cos_RP, dtype) - rounded(second_RP * sin_RP, dtype)
+    tl.store(x + at_RP, turned_RP.to(dtype), mask=mask_RP)
+    turned_RP = rounded(second_RP * cos_RP, dtype) + rounded(first_RP * sin_RP, dtype)
+    tl.store(x + at_RP + 1, turned_RP.to(dtype), mask=mask_RP)
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr):
+    """To this dtype, and in fp32 again."""
+    return x.to(DTYPE).to(tl.float32)

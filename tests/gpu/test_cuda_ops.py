@@ -6,6 +6,8 @@ import torch
 from pipeline.models import ops
 from pipeline.models.feed_forwards import Activation, Clamp
 from pipeline.models.layers import NormStyle
+from pipeline.models.ropes import Rope
+from pipeline.models.rotary import rotary
 
 fused_ops = pytest.importorskip("pipeline.models.fused_ops", reason="its kernels need Triton")
 pytestmark = pytest.mark.cuda
@@ -33,3 +35,17 @@ def test_norms_and_gates_are_those_of_torch(dtype: torch.dtype, monkeypatch: pyt
     close = {"atol": 5e-6, "rtol": 5e-6} if dtype is torch.float32 else {"atol": 2e-2, "rtol": 1e-2}
     for ours, theirs in zip(fused, expected, strict=True):
         torch.testing.assert_close(ours, theirs, **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "size", "turned"), [(5, 72, 24), (1, 64, 64), (64, 512, 64)])
+@torch.no_grad()
+def test_the_last_channels_turn_with_the_bits_of_torch(
+    heads: int, size: int, turned: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x, positions = torch.randn(37, heads, size, device="cuda").to(dtype), torch.arange(37, device="cuda") * 11
+    turn = rotary(Rope(theta=300.0, channels=turned, interleaved=True), positions)
+    fused = ops.turn_last(x.clone(), turn)
+    monkeypatch.setattr(ops, "_kernels", lambda *kind: None)
+    assert torch.equal(fused, ops.turn_last(x, turn))

@@ -26,11 +26,13 @@ def load(kernel: Any, signature: Any, source: str) -> None:
 
 
 def _run(source: str) -> str:
-    """Run Python elsewhere; returns what was wrong, nothing where all was well."""
-    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    """Run Python elsewhere, with what is imported here; returns what was wrong, nothing where all was well."""
+    if not sys.executable:
+        return "this Python has no executable of its own"
+    paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     try:
         subprocess.run(
-            [sys.executable, "-c", source],
+            [sys.executable, "-P", "-c", source],  # not from the current directory, unless that is on the path here
             env={**os.environ, **paths},
             stdin=subprocess.DEVNULL,
             capture_output=True,

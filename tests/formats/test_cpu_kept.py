@@ -1,6 +1,7 @@
 """Kernels that another process could not compile are compiled in this one, which says so."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +14,23 @@ from pipeline.formats.cpu_kept import load
     [
         ("raise ValueError('no')", sys.executable, "it ended with 1: ['ValueError: no']"),
         ("", "/nowhere", "FileNotFoundError: "),
+        ("", None, "this Python has no executable of its own"),
+        ("import pipeline.formats.cpu_kept", sys.executable, ""),
         ("", sys.executable, ""),
     ],
 )
 def test_what_no_other_process_compiles_is_compiled_here(
-    source: str, executable: str, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    source: str,
+    executable: str | None,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Nor does that import what happens to lie in the current directory."""
+    (tmp_path / "pipeline.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     compiled, cache = list[object](), SimpleNamespace(load_overload=lambda *_: None)
     monkeypatch.setattr(sys, "executable", executable)
     load(SimpleNamespace(_cache=cache, targetctx=None, compile=compiled.append), "signature", source)

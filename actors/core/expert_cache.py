@@ -163,14 +163,17 @@ class Found:
 class ExpertCache:
     """The experts that one place keeps, `capacity` at most; none where there is no policy.
 
-    What is streamed evicts nothing: it is kept while there is room, and goes before all that was wanted otherwise.
+    What is streamed is kept while there is room, and goes before all that was wanted otherwise. It evicts nothing but
+    what was streamed of another layer of which more is kept: the disk would rest while that layer is computed, which
+    has nothing to read, and be the bound of another, of which nothing is kept.
     """
 
     def __init__(self, capacity: int, policy: EvictionPolicy | None) -> None:
         self.capacity = 0 if policy is None else capacity
         self._policy = policy or LeastRecentlyUsed()
         self._kept: set[Expert] = set()
-        self._streamed: dict[Expert, None] = {}
+        self._kept_of = Counter[int]()
+        self._streamed: dict[int, dict[Expert, None]] = {}
         self._forgotten: list[Expert] = []
 
     def __contains__(self, expert: Expert) -> bool:
@@ -190,14 +193,18 @@ class ExpertCache:
                 self._policy.remove(self._forgotten.pop())
             for expert in wanted if self.capacity else ():
                 if not streamed:
-                    self._streamed.pop(expert, None)
-                    self._kept.add(expert)
+                    self._streamed.get(layer, {}).pop(expert, None)
+                    self._keep(expert)
                     self._policy.use(expert)
                     if len(self._kept) > self.capacity:
                         gone.append(self._evict())
-                elif len(self._kept) < self.capacity and expert not in self._kept:
-                    self._kept.add(expert)
-                    self._streamed[expert] = None
+                elif expert not in self._kept:
+                    if len(self._kept) >= self.capacity:
+                        if (most := self._most_streamed()) is None or self._kept_of[most] < self._kept_of[layer] + 2:
+                            continue
+                        gone.append(self._drop_streamed(most))
+                    self._keep(expert)
+                    self._streamed.setdefault(layer, {})[expert] = None
         except PolicyFailed:
             raise
         except Exception as error:
@@ -207,22 +214,42 @@ class ExpertCache:
 
     def forget(self) -> None:
         """Keep nothing any more. The policy hears of it at the next request: it may have failed, and would again."""
-        self._forgotten += self._kept - self._streamed.keys()
+        self._forgotten += self._kept.difference(*self._streamed.values())
         self._kept.clear()
+        self._kept_of.clear()
         self._streamed.clear()
 
+    def _keep(self, expert: Expert) -> None:
+        if expert not in self._kept:
+            self._kept.add(expert)
+            self._kept_of[expert[0]] += 1
+
+    def _most_streamed(self) -> int | None:
+        """The layer of which most is kept, of those of which something was streamed."""
+        return max(
+            (layer for layer, some in self._streamed.items() if some), key=self._kept_of.__getitem__, default=None
+        )
+
+    def _drop_streamed(self, layer: int) -> Expert:
+        """Keep what was streamed last of a layer no more."""
+        victim, _ = self._streamed[layer].popitem()
+        return self._leave(victim)
+
     def _evict(self) -> Expert:
-        if self._streamed:
-            victim, _ = self._streamed.popitem()
-        else:
-            first = list(itertools.islice(self._policy.victims(), 1))
-            if not first or first[0] not in self._kept:
-                have = f"{first[0]!r}, which is not kept" if first else "nothing"
-                what = f"expert_cache {type(self._policy).__name__}: victims gave {have}"
-                raise PolicyFailed(f"{what}; need a kept expert")
-            (victim,) = first
-            self._policy.remove(victim)
+        if (most := self._most_streamed()) is not None:
+            return self._drop_streamed(most)
+        first = list(itertools.islice(self._policy.victims(), 1))
+        if not first or first[0] not in self._kept:
+            have = f"{first[0]!r}, which is not kept" if first else "nothing"
+            what = f"expert_cache {type(self._policy).__name__}: victims gave {have}"
+            raise PolicyFailed(f"{what}; need a kept expert")
+        (victim,) = first
+        self._policy.remove(victim)
+        return self._leave(victim)
+
+    def _leave(self, victim: Expert) -> Expert:
         self._kept.remove(victim)
+        self._kept_of[victim[0]] -= 1
         return victim
 
 

@@ -108,6 +108,19 @@ def test_what_is_streamed_evicts_nothing() -> None:
     run_virtual(main())
 
 
+def test_of_what_is_streamed_each_layer_keeps_as_much() -> None:
+    """Else one has nothing to read while it is computed, and another must read all."""
+
+    async def main() -> None:
+        world = expert_world([8], experts=TOTAL)
+        wanted = [(layer, [0, 1, 2, 3, 4], True) for layer in (0, 1)]
+        await world.run(wanted * 3)
+        hits = {layer: uses.streamed_hits for layer, uses in world.store.statistics().places["expert host"].items()}
+        assert hits == {0: 2 * 2, 1: 2 * 2}
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize("slots", [[3], [3, 2]])
 def test_a_lost_read_ends_the_run_by_name_and_the_next_one_starts_anew(slots: list[int]) -> None:
     async def main() -> None:

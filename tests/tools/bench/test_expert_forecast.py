@@ -226,8 +226,8 @@ async def test_experts_are_read_or_one_of_them_or_copied_or_there(
     await module.expert_passes(checkpoint, Config(device="cpu-copy", context_tokens=64), 1, lambda _: None)
     _, (read, copied), (read_one, copied_beside), (read_again, copied_again), there, *_ = moved
     assert (read, read_again, there) == (1, 0, (0, 0))
-    assert read_one == pytest.approx(1 / CHOSEN, rel=0.01), "experts differ by a few bytes of padding"
-    assert [copied_beside, copied_again] == pytest.approx([copied] * 2, rel=0.01)
+    assert read_one == pytest.approx(1 / CHOSEN, rel=0.05), "experts differ by a few bytes of padding"
+    assert [copied_beside, copied_again] == pytest.approx([copied] * 2, rel=0.05)
     assert copied > 0
 
 

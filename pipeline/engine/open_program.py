@@ -59,7 +59,7 @@ def open_program(
             if not plan.memory.fits():
                 raise ConfigError(plan.memory.shortage())
             promise(device, checkpoint.folder, plan.memory)
-        reading = choose_reading(checkpoint.files, settings.reading, beside=device.shares_cores)
+        reading = choose_reading(checkpoint.files, settings.reading, beside=device.shares_cores, has_experts=False)
         line = PlannedLine(groups, catalog, device, plan)
         runtime = Runtime(settings, line, SharedSource.of(settings, checkpoint, reading, [line]))
         program = make(runtime)

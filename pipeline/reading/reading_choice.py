@@ -65,7 +65,7 @@ class ReadingChoice:
 
 
 def choose_reading(
-    files: Mapping[Path, Shard], given: Mapping[str, object], *, beside: bool, has_experts: bool = False
+    files: Mapping[Path, Shard], given: Mapping[str, object], *, beside: bool, has_experts: bool
 ) -> ReadingChoice:
     """The best way to read these files, `beside` computing on the CPU. What is `given`, fields of `Reading`, stays.
 

@@ -71,7 +71,7 @@ def test_experts_are_read_by_two_lanes_at_least(files: dict[Path, Shard], monkey
         return {one: 5e9 if one.lanes == 1 else 4e9 if one == FAST else 3e9 for one in CANDIDATES}
 
     monkeypatch.setattr(reading_choice, "_measure", measure)
-    assert choose_reading(files, {}, beside=False).chosen.lanes == 1
+    assert choose_reading(files, {}, beside=False, has_experts=False).chosen.lanes == 1
     assert choose_reading(files, {}, beside=False, has_experts=True).chosen == FAST
     assert choose_reading(files, {"lanes": 1}, beside=False, has_experts=True).chosen.lanes == 1
 
@@ -101,7 +101,7 @@ def test_every_candidate_is_really_measured(beside: bool, files: dict[Path, Shar
     ((path, shard),) = files.items()
     with open(path, "rb") as file:
         os.fsync(file.fileno())  # what is still to be written stays cached, and says nothing of the disk
-    choice = choose_reading(files, {}, beside=beside)
+    choice = choose_reading(files, {}, beside=beside, has_experts=False)
     assert choice.chosen in CANDIDATES
     assert ("beside computing" in choice.why) == beside
     rates = asyncio.run(reading_choice._measure(shard))
@@ -128,7 +128,7 @@ def test_a_file_system_without_direct_reads_is_read_through_the_cache(
         return preadv(descriptor, buffers, position)
 
     monkeypatch.setattr(os, "preadv", refuse)
-    choice = choose_reading(files, {}, beside=False)
+    choice = choose_reading(files, {}, beside=False, has_experts=False)
     assert not choice.chosen.direct
     assert choice.why == "the file system refuses direct reads"
     assert "refuses direct reads" in caplog.text
@@ -149,14 +149,14 @@ def test_measuring_a_slow_disk_ends_in_time_and_begins_no_further_read(
 
     monkeypatch.setattr(os, "preadv", slow)
     monkeypatch.setattr(reading_choice, "LONGEST_SECONDS", 1.5)
-    choice = choose_reading(files, {"lanes": 3}, beside=False)
+    choice = choose_reading(files, {"lanes": 3}, beside=False, has_experts=False)
     assert begun[0] < reads + 20, "more than one lane after another begins in that time"
     assert (choice == ReadingChoice(Reading(lanes=3), "the default, for nothing could be measured")) != measured
 
 
 def test_the_choice_is_kept_for_the_next_time(files: dict[Path, Shard], measured: list[Path], tmp_path: Path) -> None:
-    first = choose_reading(files, {}, beside=False)
-    second = choose_reading(files, {}, beside=False)
+    first = choose_reading(files, {}, beside=False, has_experts=False)
+    second = choose_reading(files, {}, beside=False, has_experts=False)
     assert first.chosen == second.chosen == FAST
     assert len(measured) == 1
     assert str(first) == (
@@ -181,8 +181,8 @@ def test_a_cache_that_makes_no_sense_is_told_and_replaced(
     cache = cache_of(tmp_path)
     cache.parent.mkdir(parents=True)
     cache.write_text(content.replace("KEY", reading_cache.disk_key(shard, False)))
-    assert choose_reading(files, {}, beside=False).chosen == FAST
-    assert choose_reading(files, {}, beside=False).chosen == FAST
+    assert choose_reading(files, {}, beside=False, has_experts=False).chosen == FAST
+    assert choose_reading(files, {}, beside=False, has_experts=False).chosen == FAST
     assert len(measured) == 1
     assert "cannot be used" in caplog.text
 
@@ -190,13 +190,13 @@ def test_a_cache_that_makes_no_sense_is_told_and_replaced(
 def test_another_version_and_another_disk_are_measured_anew(
     files: dict[Path, Shard], measured: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choose_reading(files, {}, beside=False)
+    choose_reading(files, {}, beside=False, has_experts=False)
     monkeypatch.setattr(reading_choice, "disk_key", lambda shard, beside: "another disk")
-    choose_reading(files, {}, beside=False)
+    choose_reading(files, {}, beside=False, has_experts=False)
     assert set(json.loads(cache_of(tmp_path).read_text())["disks"]) >= {"another disk"}
     assert len(json.loads(cache_of(tmp_path).read_text())["disks"]) == 2
     monkeypatch.setattr(reading_cache, "VERSION", reading_cache.VERSION + 1)
-    choose_reading(files, {}, beside=False)
+    choose_reading(files, {}, beside=False, has_experts=False)
     assert len(measured) == 3
 
 
@@ -204,7 +204,7 @@ def test_where_the_cache_cannot_be_written_a_warning_says_so(
     files: dict[Path, Shard], measured: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
-    assert choose_reading(files, {}, beside=False).chosen == FAST
+    assert choose_reading(files, {}, beside=False, has_experts=False).chosen == FAST
     assert "cannot be kept" in caplog.text
 
 
@@ -218,17 +218,17 @@ def test_where_the_cache_cannot_be_written_a_warning_says_so(
 def test_what_is_given_stays(
     given: dict[str, Any], reading: Reading, files: dict[Path, Shard], measured: list[Path]
 ) -> None:
-    assert choose_reading(files, given, beside=False).chosen == reading
+    assert choose_reading(files, given, beside=False, has_experts=False).chosen == reading
 
 
 def test_nothing_is_measured_where_nothing_is_to_choose(
     files: dict[Path, Shard], measured: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert choose_reading(files, {"lanes": 3, "chunk_bytes": 4096}, beside=True).chosen == Reading(
+    assert choose_reading(files, {"lanes": 3, "chunk_bytes": 4096}, beside=True, has_experts=False).chosen == Reading(
         lanes=3, chunk_bytes=4096
     )
     monkeypatch.setattr(reading_choice, "LEAST_BYTES", 1 << 30)
-    choice = choose_reading(files, {"way": "aiofiles"}, beside=True)
+    choice = choose_reading(files, {"way": "aiofiles"}, beside=True, has_experts=False)
     assert choice.chosen == Reading(way="aiofiles")
     assert "for few bytes" in choice.why
     assert measured == []

@@ -89,6 +89,9 @@ def test_a_model_says_the_same_with_and_without_whatever_was_there(
     monkeypatch.setattr(experts, "multiply_grouped", count)
     answers = [said_by(tmp_path, prompts, device="cpu", gpu_experts=slots) for slots in (1, 5, 14)]
     assert max(calls) > 1
+    calls.clear()
+    said_by(tmp_path, prompts, device="cpu", gpu_experts=5, batch_invariant=True)
+    assert not calls, "by formula, each expert is multiplied by alone"
     monkeypatch.setattr(experts, "multiply_grouped", lambda kind, each, *_: each)
     answers.append(said_by(tmp_path, prompts, device="cpu", gpu_experts=5))
     assert all(one == answers[0] for one in answers)

@@ -44,6 +44,10 @@ def choose(matrices: Iterable[StoredMatrix], dtype: torch.dtype) -> None:
         matrix.decoded(dtype)
         for count in ROW_COUNTS:
             matrix.apply(torch.ones(count, one.columns, dtype=dtype))
+        encoded: Callable[[], Encoded | None] = getattr(matrix, "encoded", lambda: None)
+        fast = cpu_compiled.products(torch.empty(1, one.columns, dtype=dtype))
+        if fast is not None and (known := encoded()) is not None:
+            fast.multiply_one_of_several(known)
     if any(cpu_compiled.products(torch.empty(1, one.columns, dtype=dtype)) for one in smallest.values()):
         logger.info(
             "numba multiplies rows in bfloat16 by quantised matrices (AVX-512 BF16), and decodes int4 meanwhile"

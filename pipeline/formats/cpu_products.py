@@ -5,6 +5,7 @@ Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def dense_product(weight_FD: torch.Tensor, x_TD: torch.Tensor, bias_F: torch.Ten
 def compile_dense() -> None:
     """Make the kernels for matrices in bf16 ready. Another process compiles them where they are not kept yet."""
     source = f"from {__name__} import multiply_once; multiply_once()"
-    cpu_kept.load(cpu_tiles.grouped_products(), cpu_tiles.GROUPED_SIGNATURE, source)
+    cpu_kept.load(cpu_tiles.grouped_products(cpu_tiles.DENSE, 0), cpu_tiles.GROUPED_SIGNATURE, source)
     multiply_once()
 
 
@@ -117,27 +118,53 @@ def multiply_once() -> None:
     weight_FD = torch.zeros(STEP_ROWS, columns, dtype=torch.bfloat16)
     for count in (*TILES, FEW_ROWS + 1):
         dense_product(weight_FD, torch.ones(count, columns, dtype=torch.bfloat16), None)
-    grouped_products([(weight_FD, 0, 0, 1)], weight_FD[:1], STEP_ROWS)
+    multiply_one_of_several(weight_FD)
 
 
-def can_group(weight_FD: torch.Tensor) -> bool:
-    """Whether `grouped_products` takes a matrix for which `dense_product` is right."""
-    return len(weight_FD) % cpu_tiles.TILE_ROWS_OF_ONE == 0
+def multiply_one_of_several(matrix: torch.Tensor | Encoded) -> None:
+    """Call the kernel for several matrices with this one, if there is one for it."""
+    rows, columns = matrix.shape
+    if (one := one_of_several(matrix)) is not None:
+        grouped_products([(one, 0, 0, 1)], torch.zeros(1, columns, dtype=torch.bfloat16), rows)
+
+
+@dataclass(frozen=True, slots=True)
+class OneOfSeveral:
+    """A matrix as `grouped_products` takes it: `alike` are those of one call; `held` is memory that was made for it."""
+
+    alike: tuple[int, int, tuple[int, int, int]]
+    addresses: tuple[int, int]
+    held: object
+
+
+def one_of_several(matrix: torch.Tensor | Encoded) -> OneOfSeveral | None:
+    """One in FP8, or in bf16 for which `dense_product` is right; None where the kernels do not take it so."""
+    rows, columns = matrix.shape
+    if rows % cpu_tiles.TILE_ROWS_OF_ONE:
+        return None
+    if isinstance(matrix, torch.Tensor):
+        at = matrix.data_ptr()
+        return OneOfSeveral((cpu_tiles.DENSE, 0, (rows, columns, 1)), (at, at), matrix)
+    if matrix.kind != "fp8" or (found := RowDecoder.in_registers(matrix)) is None:
+        return None
+    kind, how, (numbers, scales, *_) = found
+    addresses = numbers.ctypes.data, scales.ctypes.data
+    return OneOfSeveral((kind, how, (rows, columns, scales.shape[1])), addresses, (numbers, scales))
 
 
 def grouped_products(
-    each: Sequence[tuple[torch.Tensor, int, int, int]], x_PD: torch.Tensor, columns: int
+    each: Sequence[tuple[OneOfSeveral, int, int, int]], x_PD: torch.Tensor, columns: int
 ) -> torch.Tensor:
-    """What matrices of one shape give, [P, `columns`], with the bits of `dense_product`; each has few rows of its own.
+    """What matrices that are alike give, [P, `columns`], with the bits of `Product`; each has few rows of its own.
 
     Of each: the matrix, the column where its products begin, and where its rows begin and end. What none gives is not
     defined. Threads wake up and wait for each other once for all.
     """
     result_PF = x_PD.new_empty(len(x_PD), columns)
-    table = np.array([(one.data_ptr(), *places) for one, *places in each], np.int64)
-    kernel, claimed = cpu_tiles.grouped_products(), np.zeros(cpu_tiles.CLAIMED, np.int64)
+    table = np.array([(*one.addresses, *places) for one, *places in each], np.int64)
+    kind, how, shape = each[0][0].alike
+    kernel, claimed = cpu_tiles.grouped_products(kind, how), np.zeros(cpu_tiles.CLAIMED, np.int64)
     to = (_bits(x_PD.contiguous()), np.zeros(columns, np.float32), _bits(result_PF))
-    shape = (*each[0][0].shape,)
     work_together(lambda patience: kernel(claimed, patience, GROUPED_ROWS, shape, table, *to))
     return result_PF
 

@@ -31,7 +31,7 @@ GROUPED_SIGNATURE = (
     types.int64[::1],
     types.int64,
     types.int64,
-    types.UniTuple(types.int64, 2),
+    types.UniTuple(types.int64, 3),
     types.int64[:, ::1],
     types.uint16[:, ::1],
     types.float32[::1],
@@ -45,9 +45,9 @@ def add_up(typing: Any, weights: Any, x_TD: Any, sums: Any, to: Any, at: Any, fo
     """Multiply `rows` rows of a matrix by `tokens` rows of x, and write what comes out, plus bias, in bf16.
 
     `weights`, and `to`, a bias and what is written, are as `products` takes them. `at` has the first row in the numbers
-    and in the matrix, that of x, and the first pair of columns; `sums` memory, the step to the next row in it, where to
-    begin, and whether these columns begin and end the rows. Arrays have no gaps. Each sum is made in one order: of
-    every 16th pair of columns, then of those 16.
+    and scales, and in the matrix, that of x, and the first pair of columns; `sums` memory, the step to the next row in
+    it, where to begin, and whether these columns begin and end the rows. Arrays have no gaps. Each sum is made in one
+    order: of every 16th pair of columns, then of those 16.
     """
     shape, kind, how = (rows.literal_value, tokens.literal_value), form[0].literal_value, form[1].literal_value
 
@@ -110,7 +110,7 @@ class _Tile:
     def zero_and_scale(self, row: int, group: Any) -> tuple[Any, Any]:
         """Those of a group of columns; a scale is in fp32, or has the bits of bf16, or is a byte with a meaning."""
         build = self._build
-        index = build.add(build.mul(build.add(self._matrix_row, index_of(row)), self.groups), group)
+        index = build.add(build.mul(build.add(self._row, index_of(row)), self.groups), group)
         scale = build.load(build.gep(self._scales.data, [index]))
         if scale.type == cpu.I8:
             scale = build.load(build.gep(self._meanings.data, [build.zext(scale, cpu.INDEX)]))
@@ -244,39 +244,42 @@ def decoded_products(tokens: int) -> Callable[..., None]:
 
 
 @functools.cache
-def grouped_products() -> Callable[..., bool]:
-    """A kernel that multiplies several matrices of one `shape` in bf16, each by rows of x of its own.
+def grouped_products(kind: int, how: int) -> Callable[..., bool]:
+    """A kernel that multiplies several matrices of one `shape`, each by rows of x of its own: `DENSE` ones, or in FP8.
 
-    Of each `table` has the address, the column of `out_PF` where its products begin, and where its rows of x begin and
-    end, int64 [matrices, 4]. A matrix has a multiple of `TILE_ROWS_OF_ONE` rows. Threads claim `step` rows, which is
+    The shape is rows, columns, and groups of columns that share a scale. Of each matrix `table` has the addresses of
+    numbers and scales, in fp32, the column of `out_PF` where its products begin, and where its rows of x begin and end,
+    int64 [matrices, 5]. A matrix has a multiple of `TILE_ROWS_OF_ONE` rows. Threads claim `step` rows, which is
     such a multiple too, as those of `products` do.
     """
+    item = np.uint8 if kind == FP8_KIND else np.uint16
 
     @njit(cache=True, nogil=True, error_model="numpy")
     def multiply(claimed, patience, step, shape, table, x_PD, bias_F, out_PF):
         sums = (np.empty(TILE_ROWS * TILE_ROWS * 16, np.float32), 0, 0, True, True)
-        none, to, (rows, columns) = np.empty((1, 1), np.float32), (bias_F, out_PF), shape
+        none, to, (rows, columns, groups) = np.empty((1, 1), np.float32), (bias_F, out_PF), shape
         each = (rows + step - 1) // step
         pieces, piece = len(table) * each, cpu.claim(claimed, NEXT_ROW, 1)
         while piece < pieces:
-            address, column, begin, end = table[piece // each]
-            items = carray(cpu.at_address(address), (rows, columns), np.uint16)
-            weights = (items, none, none[0], none, 0, columns // 2, 1, columns // 2)
+            address, scales_address, column, begin, end = table[piece // each]
+            numbers = carray(cpu.at_address(address), (rows, columns), item)
+            scales = carray(cpu.at_address(scales_address), (rows, groups), np.float32)
+            weights = (numbers, scales, none[0], none, 0, columns // 2 // groups, groups, columns // 2)
             row, stop = piece % each * step, min(piece % each * step + step, rows)
             while row < stop:
                 if end - begin == 1:
                     at = (row, column + row, begin, 0)
-                    add_up(weights, x_PD, sums, to, at, (DENSE, 0), TILE_ROWS_OF_ONE, 1)
+                    add_up(weights, x_PD, sums, to, at, (kind, how), TILE_ROWS_OF_ONE, 1)
                     row += TILE_ROWS_OF_ONE
                 elif end - begin < TILE_ROWS:
                     for p in range(begin, end, 2):
                         at = (row, column + row, min(p, end - 2), 0)
-                        add_up(weights, x_PD, sums, to, at, (DENSE, 0), TILE_ROWS, 2)
+                        add_up(weights, x_PD, sums, to, at, (kind, how), TILE_ROWS, 2)
                     row += TILE_ROWS
                 else:
                     for p in range(begin, end, TILE_ROWS):
                         at = (row, column + row, min(p, end - TILE_ROWS), 0)
-                        add_up(weights, x_PD, sums, to, at, (DENSE, 0), TILE_ROWS, TILE_ROWS)
+                        add_up(weights, x_PD, sums, to, at, (kind, how), TILE_ROWS, TILE_ROWS)
                     row += TILE_ROWS
             cpu.claim(claimed, ROWS_DONE, 1)
             piece = cpu.claim(claimed, NEXT_ROW, 1)

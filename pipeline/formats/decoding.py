@@ -89,7 +89,7 @@ def decoded_product(matrix: DecodableRows, x_TD: torch.Tensor, bias_F: torch.Ten
 
 def projections(weights: Weights, shorts: Sequence[str], x_TD: torch.Tensor) -> list[torch.Tensor]:
     """The products with the matrices of these names, together where that is faster, with the same bits."""
-    encoded = [_encoded(weights.matrices[short]) for short in shorts]
+    encoded = [encoded_of(weights.matrices[short]) for short in shorts]
     known = [one for one in encoded if one is not None]
     if len(known) == len(shorts):
         if x_TD.is_cuda:
@@ -107,7 +107,7 @@ def add_product(weights: Weights, short: str, x_TD: torch.Tensor, onto_TF: torch
     """Add the product with the matrix of this name to `onto_TF`, which is contiguous and of the dtype of `x_TD`, on a
     GPU in one launch where that can be, with the same bits.
     """
-    if x_TD.is_cuda and (encoded := _encoded(weights.matrices[short])) is not None:
+    if x_TD.is_cuda and (encoded := encoded_of(weights.matrices[short])) is not None:
         fast = kernels(x_TD.device, has_float8=encoded.kind == "fp8")
         if fast is not None:
             added: torch.Tensor = fast.product(encoded, x_TD, weights.bias(short), onto_TF)
@@ -115,7 +115,8 @@ def add_product(weights: Weights, short: str, x_TD: torch.Tensor, onto_TF: torch
     return onto_TF.add_(weights.project(short, x_TD))
 
 
-def _encoded(matrix: Matrix) -> Encoded | None:
+def encoded_of(matrix: Matrix) -> Encoded | None:
+    """What kernels decode it from; None where it is not quantised, or they do not know how."""
     encoded: Callable[[], Encoded | None] | None = getattr(matrix, "encoded", None)
     return None if encoded is None else encoded()
 
@@ -139,7 +140,7 @@ def compile_products(
         parts = [(part.dtype, part.shape) for part in one.tensors]
         different.setdefault((type(one), *parts, None if bias is None else bias.dtype), (one, bias))
     for one, bias in different.values():
-        encoded = _encoded(one.over({part.short: nothing(part) for part in one.tensors}))
+        encoded = encoded_of(one.over({part.short: nothing(part) for part in one.tensors}))
         if encoded is not None and (fast := kernels(device, has_float8=encoded.kind == "fp8")) is not None:
             for count in counts:
                 x_TD = torch.empty(count, one.columns, dtype=dtype, device="meta")

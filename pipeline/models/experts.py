@@ -8,11 +8,12 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from pipeline.formats import cpu_compiled
+from pipeline.formats.decoding import encoded_of
 from pipeline.formats.dense import DenseMatrix, joined
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import GATE_UP
@@ -24,7 +25,10 @@ from pipeline.models.ops import rms_norm, sigmoid
 from pipeline.models.routing import route
 from pipeline.models.triton_kernels import kernels_of
 
-GroupedMatrix: TypeAlias = tuple[torch.Tensor, int, int, int]
+if TYPE_CHECKING:
+    from pipeline.formats.cpu_products import OneOfSeveral
+
+GroupedMatrix: TypeAlias = tuple["OneOfSeveral", int, int, int]
 """The matrix, the column where what it gives begins, and where its rows begin and end."""
 LEAST_ROWS = 16
 """Of as many what experts gave is weighed at a time, or more: each lies in memory once for every rank."""
@@ -114,13 +118,15 @@ def multiply_grouped(
     """
     alone, places = list[tuple[Weights, int, int]](), list[torch.Tensor]()
     wide, narrow, begin, size = list[GroupedMatrix](), list[GroupedMatrix](), 0, kind.expert.size
-    products = None
+    products, alike = None, None
     for weights, first, last in each:
         end = begin + last - first
-        if (found := _grouped(kind, weights, inputs_TD, last - first)) is None:
+        found = _grouped(kind, weights, inputs_TD, last - first)
+        if found is None or [one.alike for one in found[1]] != (alike or [one.alike for one in found[1]]):
             alone.append((weights, first, last))
             continue
         products, (gate, up, down) = found
+        alike = [one.alike for one in found[1]]
         wide += [(gate, 0, begin, end), (up, size, begin, end)]
         narrow.append((down, 0, begin, end))
         places.append(order[first:last])
@@ -136,21 +142,26 @@ def multiply_grouped(
 
 def _grouped(
     kind: Experts, weights: Weights, input_RD: torch.Tensor, rows: int
-) -> tuple[ModuleType, Sequence[torch.Tensor]] | None:
+) -> "tuple[ModuleType, Sequence[OneOfSeveral]] | None":
     """What multiplies by an expert together with others, for so many rows, and its gate, up and down."""
     if kind.expert.fused or not kind.expert.gated or _has_biases(weights):
         return None
     matrices = [weights.matrices[short] for short in (*GATE_UP, "down")]
     dense = [one.weight_FD for one in matrices if isinstance(one, DenseMatrix)]
-    if len(dense) < len(matrices):
+    encoded = [one for one in map(encoded_of, matrices) if one is not None and input_RD.device.type == "cpu"]
+    products = None
+    if len(dense) == len(matrices):
+        both = _both(weights, input_RD.dtype)
+        applied = dense if both is None else [both.weight_FD, dense[2]]
+        # A row of a matrix is as long as the rows that it multiplies.
+        found = [cpu_compiled.dense_products(one, one[:1]) for one in applied if one.dtype == input_RD.dtype]
+        products = found[0] if len(found) == len(applied) and all(found) else None
+    elif len(encoded) == len(matrices):
+        products = cpu_compiled.products(input_RD)
+    if products is None or rows > products.FEW_ROWS:
         return None
-    both = _both(weights, input_RD.dtype)
-    applied = dense if both is None else [both.weight_FD, dense[2]]
-    # A row of a matrix is as long as the rows that it multiplies.
-    found = [cpu_compiled.dense_products(one, one[:1]) for one in applied if one.dtype == input_RD.dtype]
-    products = found[0] if len(found) == len(applied) and all(found) else None
-    fits = products is not None and rows <= products.FEW_ROWS and all(map(products.can_group, dense))
-    return (products, dense) if products is not None and fits else None
+    each = [products.one_of_several(one) for one in dense or encoded]
+    return None if None in each else (products, each)
 
 
 def _both(weights: Weights, dtype: torch.dtype) -> DenseMatrix | None:

@@ -4,6 +4,7 @@ import itertools
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from pipeline.formats.integers import IntegerMatrix
 from pipeline.formats.matrix import Weights
 from pipeline.formats.nf4 import Nf4Matrix, _State
 from pipeline.formats.packed_ints import PackedIntegers
-from pipeline.formats.tensors import TensorRange
+from pipeline.formats.tensors import TensorRange, TensorSpec
 
 cpu_products = pytest.importorskip("pipeline.formats.cpu_products", reason="needs numba", exc_type=ImportError)
 ROWS, COLUMNS = SHAPE = (70, 256)
@@ -135,6 +136,7 @@ def test_kernels_for_large_matrices_are_ready_before_the_first_pass(
     caplog.set_level(logging.INFO, "penstock")
     made, length = list[bool](), 2 * 64 * 32
     one = StoredDense((TensorRange("q", "model.q", Path("file"), 0, length, (64, 32), "BF16"),))
+    scales = TensorRange("q.scale", "model.q.scale", Path("file"), length, 64 * 4, (64, 1), "F32")
     monkeypatch.setattr(cpu_products, "compile_dense", lambda: made.append(True))
     for least, large in ((64 * 32 * 2 + 1, False), (64 * 32 * 2, True)):  # with one beside it, as gate and up lie
         monkeypatch.setattr(cpu_compiled, "LEAST_NUMBERS", least)
@@ -146,12 +148,30 @@ def test_kernels_for_large_matrices_are_ready_before_the_first_pass(
     assert caplog.messages == ["numba multiplies rows in bfloat16 by large matrices (AVX-512 BF16)"]
     monkeypatch.undo()
     cpu_products.compile_dense()
+    several = list[tuple[int, int]]()
+    monkeypatch.setattr(cpu_products, "grouped_products", lambda each, x, columns: several.append((len(each), columns)))
+    by_rows = Float8("", ("scale",), 1, None)
+    spec = TensorSpec("q", "model.q.weight", (64, 32))
+    cpu_choice.choose([by_rows.stored(spec, (replace(one.tensors[0], dtype="F8_E4M3"), scales))], torch.bfloat16)
+    assert several == [(1, 64)]
 
 
-def test_several_matrices_give_what_each_gives_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("is_fp8", "group"), [(False, None), (True, None), (True, 64)])
+def test_several_matrices_give_what_each_gives_alone(
+    is_fp8: bool, group: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cpu_products, "GROUPED_ROWS", 24)  # so that a last piece has fewer
     counts, threads = (1, 2, 3, 4, 6, 24), torch.get_num_threads()
-    each = [torch.randn(64, COLUMNS).to(torch.bfloat16) for _ in range(2 * len(counts))]
+    each: list[torch.Tensor | Float8Matrix]
+    each = [fp8(64, COLUMNS, group) if is_fp8 else torch.randn(64, COLUMNS).to(torch.bfloat16) for _ in counts * 2]
+    int4 = matrices()["int4"].encoded()
+
+    def stored(one: torch.Tensor | Float8Matrix) -> Any:
+        return one if isinstance(one, torch.Tensor) else one.encoded()
+
+    def product(one: torch.Tensor | Float8Matrix, x: torch.Tensor) -> Any:
+        return cpu_products.dense_product(one, x, None) if isinstance(one, torch.Tensor) else one.apply(x)
+
     x, ends = torch.randn(sum(counts), COLUMNS).to(torch.bfloat16), [0, *itertools.accumulate(counts)]
     table = [
         (each[2 * index + upper], 64 * upper, *span)
@@ -162,14 +182,15 @@ def test_several_matrices_give_what_each_gives_alone(monkeypatch: pytest.MonkeyP
         for torch_threads in (1, 3):
             torch.set_num_threads(torch_threads)
             with torch.inference_mode():
-                together = cpu_products.grouped_products(table, x, 128)
+                listed = [(cpu_products.one_of_several(stored(one)), *places) for one, *places in table]
+                together = cpu_products.grouped_products(listed, x, 128)
                 for matrix, column, begin, end in table:
-                    alone = cpu_products.dense_product(matrix, x[begin:end], None)
+                    alone = product(matrix, x[begin:end])
                     assert same_bits(together[begin:end, column : column + 64].contiguous(), alone), (begin, column)
     finally:
         torch.set_num_threads(threads)
-    assert cpu_products.can_group(each[0])
-    assert not cpu_products.can_group(each[0][:63])
+    for odd in (torch.zeros(63, COLUMNS), stored(fp8(63, COLUMNS)), stored(fp8(64, COLUMNS, 16)), int4):
+        assert cpu_products.one_of_several(odd) is None
 
 
 def test_products_that_are_made_together_are_those_made_alone(monkeypatch: pytest.MonkeyPatch) -> None:

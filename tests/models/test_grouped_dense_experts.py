@@ -25,6 +25,13 @@ HIDDEN, SIZE, CHOSEN, ROWS = 64, 32, 2, 40
 KIND = Experts(count=4, chosen=CHOSEN, expert=FeedForward(size=SIZE), routing=Routing())
 
 
+def fp8_expert() -> Weights:
+    stored_in, each = Float8("", ("scale",), 1, None), dict[str, Float8Matrix]()
+    for short, shape in (("gate", (SIZE, HIDDEN)), ("up", (SIZE, HIDDEN)), ("down", (HIDDEN, SIZE))):
+        each[short] = Float8Matrix(stored_in, torch.randn(shape).to(torch.float8_e4m3fn), torch.rand(shape[0], 1))
+    return Weights(dict.fromkeys(each, torch.empty(0)), each)
+
+
 def expert(*, side_by_side: bool) -> Weights:
     """Gate and up as one tensor of a file has them, or as two have them."""
     both_FD = torch.randn(2 * SIZE, HIDDEN).to(torch.bfloat16)
@@ -33,11 +40,13 @@ def expert(*, side_by_side: bool) -> Weights:
     return Weights(tensors, {short: DenseMatrix(one) for short, one in tensors.items()})
 
 
-def test_experts_give_each_row_what_they_give_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fp8", [False, True])
+def test_experts_give_each_row_what_they_give_alone(fp8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_compiled, "LEAST_NUMBERS", HIDDEN * SIZE)
     input_TD, order = torch.randn(ROWS, HIDDEN).to(torch.bfloat16), torch.randperm(ROWS * CHOSEN)
     ends = [0, *itertools.accumulate((1, 2, 7, 24, 25))]
-    each = [(expert(side_by_side=index % 2 == 0), *span) for index, span in enumerate(itertools.pairwise(ends))]
+    spans = enumerate(itertools.pairwise(ends))
+    each = [(fp8_expert() if fp8 else expert(side_by_side=index % 2 == 0), *span) for index, span in spans]
     outputs_RD = torch.full((ROWS * CHOSEN, HIDDEN), 7.0, dtype=torch.bfloat16)
     with torch.inference_mode():
         (left,) = multiply_grouped(KIND, each, order, input_TD, outputs_RD)
@@ -66,6 +75,9 @@ def test_those_that_the_kernels_do_not_take_are_left(monkeypatch: pytest.MonkeyP
     values_FD = torch.ones(HIDDEN, SIZE).to(torch.float8_e4m3fn)
     down = Float8Matrix(Float8("", ("scale",), None, None), values_FD, torch.ones(()))
     assert left(Weights(plain.tensors, {**plain.matrices, "down": down}))
+    mixed = [(plain, 0, 1), (fp8_expert(), 1, 2)]
+    input_TD = torch.ones(1, HIDDEN, dtype=torch.bfloat16)
+    assert [one[1] for one in multiply_grouped(KIND, mixed, order, input_TD, outputs_RD)] == [1]
     odd = {short: DenseMatrix(one.weight_FD[:-4]) for short, one in plain.matrices.items()}  # type: ignore[attr-defined]
     monkeypatch.setattr(cpu_compiled, "LEAST_NUMBERS", 0)
     assert left(Weights(dict.fromkeys(odd, plain.tensors["up"]), {**plain.matrices, "gate": odd["gate"]}))

@@ -106,6 +106,8 @@ class CudaDevice:
     def device_memory(self, nbytes: int) -> DeviceMemory:
         """GPU memory of `nbytes`."""
         self._memory.append(DeviceMemory(nbytes, self.torch_device))
+        # Torch may hand out what was freed on the stream of this thread, whose kernels still run: no lane waits for it.
+        torch.cuda.current_stream(self.torch_device).synchronize()
         return self._memory[-1]
 
     def least_rows(self, dtype: torch.dtype) -> int:

@@ -47,6 +47,22 @@ async def test_bytes_go_up_and_come_back(device: CudaDevice) -> None:
         assert torch.equal(back.tensor[piece], source.tensor[piece] * 2)
 
 
+async def test_memory_is_handed_out_when_torch_has_stopped_writing_to_it(device: CudaDevice) -> None:
+    """Torch hands out at once what was freed, as what its own stream is asked for comes later than what runs there."""
+    size, source = 4 * MEGABYTE, device.host_memory(4 * MEGABYTE)
+    source.tensor.fill_(1)
+    freed = torch.empty(size, dtype=torch.uint8, device="cuda")
+    address = freed.data_ptr()
+    torch.cuda._sleep(200_000_000)
+    freed.fill_(7)
+    del freed
+    memory = device.device_memory(size)
+    assert memory.tensor.data_ptr() == address
+    await device.upload(source, memory, [Copy(0, 0, size)], ()).wait()
+    torch.cuda.synchronize()
+    assert memory.tensor.eq(1).all()
+
+
 async def test_a_slot_is_overwritten_only_after_its_reader(device: CudaDevice) -> None:
     """Rule 3 on the device: 200 uploads into one slot, each read by a slow kernel, no host wait in between."""
     size = 4 * MEGABYTE

@@ -55,7 +55,7 @@ async def test_blocks_in_three_places_change_no_bit(
             assert memory.placement.disk
             assert await answers(model) == expected
             layers = LAYERS - len(memory.placement.device)
-            new_bytes = layers * computed_tokens * 2 * memory.layouts[0].row_bytes
+            new_bytes = layers * computed_tokens * sum(memory.layouts[0].row_bytes)
             async with asyncio.timeout(5):
                 while moved.bytes_out < new_bytes:  # those of the last pass may still be on their way
                     await asyncio.sleep(0.01)

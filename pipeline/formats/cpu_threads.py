@@ -6,6 +6,7 @@ interpreter lock. The many short ones by which torch decodes a block take longer
 """
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
@@ -78,3 +79,6 @@ def block_threads(count: int) -> Threads:
     ready.wait()
     torch.set_num_threads(count)
     return threads
+
+
+os.register_at_fork(after_in_child=block_threads.cache_clear)  # a child has none of the threads

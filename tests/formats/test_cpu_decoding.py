@@ -1,6 +1,9 @@
 """Kernels of numba against torch, whose decoding is the definition, and the choice between both."""
 
 import logging
+import os
+import signal
+import warnings
 from pathlib import Path
 from threading import Event, Timer
 
@@ -98,7 +101,7 @@ def test_products_have_the_same_bits_whatever_decodes_and_on_any_number_of_threa
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(decoding, "BLOCK_BYTES", 0)  # so that a small matrix is several blocks of rows
-    monkeypatch.setattr(instructions, "HAS_DOTS", False)
+    monkeypatch.setattr("pipeline.formats.cpu_products.HAS_DOTS", False)
     matrix, threads, products = matrices()["NVFP4"], torch.get_num_threads(), []
     with torch.inference_mode():
         x, bias = torch.randn(3, SHAPE[1], dtype=torch.bfloat16), torch.randn(SHAPE[0])
@@ -199,3 +202,17 @@ def test_a_thread_that_has_begun_to_work_together_is_waited_for_and_no_other() -
     finally:
         late.set()
         torch.set_num_threads(threads)
+
+
+def test_a_child_that_was_forked_has_threads_of_its_own() -> None:
+    block_threads(2).submit(int).result()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that of forking beside threads
+        child = os.fork()
+    if not child:
+        signal.alarm(9)
+        try:
+            block_threads(2).submit(os._exit, 0).result()
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0

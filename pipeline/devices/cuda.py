@@ -11,10 +11,11 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
 import torch
 
+from actors.core.chained import parts
 from actors.core.event import Event
 from actors.core.message import ended
 from actors.core.ports import Copy
-from pipeline.devices.cuda_lane import CudaLane, Timeline
+from pipeline.devices.cuda_lane import CudaEvent, CudaLane, Timeline
 from pipeline.devices.lane import Lanes
 from pipeline.devices.libraries import Before, Libraries
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
@@ -162,7 +163,13 @@ class CudaDevice:
         return self._lanes[lane].submit(work, after, short=short, repeats=repeats)
 
     async def ended_soon(self, event: Event) -> None:
-        """Ask again and again: a thread that waits would tell of it a few tenths of a millisecond later."""
+        """Ask again and again: a thread that waits would tell of it a few tenths of a millisecond later.
+
+        Not while a thread still launches the work: each question takes the interpreter lock from it.
+        """
+        for one in parts(event):
+            if isinstance(one, CudaEvent):
+                await one.until_issued()
         give_up = time.perf_counter() + ASK_SECONDS
         while not event.done() and time.perf_counter() < give_up:  # noqa: ASYNC110 (nothing tells a GPU event)
             await asyncio.sleep(0)

@@ -85,6 +85,13 @@ class CudaEvent:
         """Whether streams can wait for it, or nothing of it will come."""
         return self.issued is None or self.issued.done()
 
+    async def until_issued(self) -> None:
+        """Wait on the event loop until streams can wait for it."""
+        if self.issued is not None and not self.issued.done():
+            loop, over = asyncio.get_running_loop(), asyncio.Event()
+            self.issued.add_done_callback(lambda _: tell(loop, over))
+            await over.wait()
+
     def issue_failure(self) -> Exception | None:
         """Why nothing of it was issued; waits until that is known."""
         if self.issued is not None:

@@ -11,6 +11,7 @@ import torch
 from actors.core.message import READY
 from actors.core.ports import Copy
 from pipeline.devices.cuda import CudaDevice
+from pipeline.devices.cuda_lane import CudaEvent
 
 pytestmark = pytest.mark.cuda
 MEGABYTE = 1 << 20
@@ -61,6 +62,29 @@ async def test_memory_is_handed_out_when_torch_has_stopped_writing_to_it(device:
     await device.upload(source, memory, [Copy(0, 0, size)], ()).wait()
     torch.cuda.synchronize()
     assert memory.tensor.eq(1).all()
+
+
+async def test_nobody_asks_for_the_end_of_work_that_is_still_being_launched(
+    device: CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the interpreter lock from the thread that launches."""
+    done, launched, early = CudaEvent.done, list[float](), list[float]()
+
+    def noted(self: CudaEvent) -> bool:
+        if not launched:
+            early.append(time.perf_counter())
+        return done(self)
+
+    def launching() -> None:
+        time.sleep(0.05)
+        launched.append(time.perf_counter())
+
+    event = device.launch("compute", launching, ())
+    monkeypatch.setattr(CudaEvent, "done", noted)
+    await device.ended_soon(event)
+    assert event.done()
+    assert len(launched) == 1
+    assert len(early) < 5
 
 
 async def test_a_slot_is_overwritten_only_after_its_reader(device: CudaDevice) -> None:

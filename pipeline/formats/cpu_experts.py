@@ -61,9 +61,11 @@ def decode(kind, rounds, codes, scale, decoded):
             decoded[column] = from_bits(code << np.uint32(16))
         else:
             magnitude = code & np.uint32(0x7F)
-            # The exponent has a bias of 7 in the place of 127; numbers without one become right by the product.
-            bits = ((code & np.uint32(0x80)) << np.uint32(24)) | (magnitude << np.uint32(20))
-            value = from_bits(bits) * np.float32(2.0**120) * scale
+            # The exponent has a bias of 7 in the place of 127. No power of two makes up for that: it might be put
+            # together with the scale, and that be infinite.
+            value = from_bits((magnitude << np.uint32(20)) + np.uint32(0x3C000000))
+            value = np.float32(magnitude) * np.float32(2.0**-9) if magnitude < np.uint32(8) else value
+            value = (-value if code & np.uint32(0x80) else value) * scale
             value = from_bits(brain(value) & np.uint32(0xFFFF0000)) if rounds else value
             decoded[column] = from_bits(np.uint32(0x7FC00000)) if magnitude == np.uint32(0x7F) else value
 

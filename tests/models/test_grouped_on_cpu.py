@@ -43,6 +43,9 @@ def matrix(name: str, rows: int, columns: int) -> Matrix:
     )  # zeros, and two without exponent
     grid = (-(-rows // (stored_in.block_rows or rows)), -(-columns // (stored_in.block_columns or columns)))
     scales = torch.rand(grid) / 1000 + 1e-4
+    if name == "blocks":  # a large scale of small numbers
+        values_FD.view(torch.uint8)[:64, :128] &= 0x81
+        scales[0, 0] = 300.0
     if name == "powers":
         scales = torch.randint(115, 119, grid, dtype=torch.uint8).view(torch.float8_e8m0fnu)
     return Float8Matrix(stored_in, values_FD, scales.bfloat16() if name == "rows" else scales)

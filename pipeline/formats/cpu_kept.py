@@ -34,7 +34,6 @@ def _run(source: str) -> str:
         subprocess.run(
             [sys.executable, "-P", "-c", source],  # not from the current directory, unless that is on the path here
             env={**os.environ, **paths},
-            stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=LONGEST_SECONDS,
             check=True,
@@ -42,6 +41,6 @@ def _run(source: str) -> str:
         )
     except subprocess.CalledProcessError as error:
         return f"it ended with {error.returncode}: {error.stderr.strip().splitlines()[-1:]}"
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         return f"{type(error).__name__}: {error}"
     return ""

@@ -16,6 +16,8 @@ from pipeline.formats.cpu_kept import load
         ("", "/nowhere", "FileNotFoundError: "),
         ("", None, "this Python has no executable of its own"),
         ("import pipeline.formats.cpu_kept", sys.executable, ""),
+        ("import only_here", sys.executable, ""),
+        ("import time; time.sleep(9)", sys.executable, "TimeoutExpired: "),
         ("", sys.executable, ""),
     ],
 )
@@ -27,10 +29,13 @@ def test_what_no_other_process_compiles_is_compiled_here(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nor does that import what happens to lie in the current directory."""
+    """That imports what this one does, not what happens to lie in the current directory."""
     (tmp_path / "pipeline.py").write_text("raise SystemExit('not ours')")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (own := tmp_path / "own").mkdir()
+    (own / "only_here.py").write_text("")
+    monkeypatch.setattr(sys, "path", [*(path for path in sys.path if path), str(own)])
+    monkeypatch.setattr("pipeline.formats.cpu_kept.LONGEST_SECONDS", 0.5 if "sleep" in source else 300.0)
     compiled, cache = list[object](), SimpleNamespace(load_overload=lambda *_: None)
     monkeypatch.setattr(sys, "executable", executable)
     load(SimpleNamespace(_cache=cache, targetctx=None, compile=compiled.append), "signature", source)

@@ -25,6 +25,7 @@ from pipeline.formats.encoding import mxfp4_parts
 from pipeline.formats.lookup import E2M1, looked_up, nibble_table
 from pipeline.formats.tensors import ITEM_BITS
 from pipeline.generation.expert_half import ExpertHalf
+from pipeline.generation.host_experts import HostExperts
 from pipeline.generation.lone_experts import lone_experts
 from pipeline.groups.groups import plan_groups
 from pipeline.models.json_object import JsonObject
@@ -179,6 +180,24 @@ def test_where_nothing_is_left_to_the_cpu_no_router_of_these_layers_is_waited_fo
         assert len(waits) == passes * (4 if opens else 2)
 
     asyncio.run(main())
+
+
+def test_a_pass_that_leaves_nothing_to_the_cpu_takes_nothing_of_the_one_before(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first layers choose by token, and ask the CPU for nothing."""
+    begin, passes = HostExperts.begin, list[int]()
+
+    def every_other_opens(self: HostExperts, rows: int) -> None:
+        begin(self, rows)
+        passes.append(rows)
+        self.opens = self.opens and len(passes) % 2 == 0
+
+    expected = generated(folders[1], device="cpu-copy")
+    monkeypatch.setattr(HostExperts, "begin", every_other_opens)
+    split = {"gpu_experts": 1, "host_experts": 48, "cpu_experts": True}
+    assert generated(folders[1], device="cpu-copy", **split) == expected
+    assert len(passes) > 4
 
 
 def test_a_table_of_experts_that_there_are_not_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.models import ops
 from pipeline.models.ops import gate as gate_by
 from pipeline.models.ops import rms_norm
+from pipeline.models.row_blocks import MOST_ROWS
 
 pytestmark = pytest.mark.cuda
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -57,7 +58,7 @@ def test_a_gate_is_that_of_torch_wherever_it_stands(dtype: torch.dtype) -> None:
     assert torch.equal(gate_by(gate[5:].clone(), up[5:].clone(), "silu", by_formula=False), gated[5:])
 
 
-@pytest.mark.parametrize("prompt_tokens", [300, 5000])
+@pytest.mark.parametrize("prompt_tokens", [300, 2 * MOST_ROWS])
 async def test_a_pass_takes_what_is_planned_for_it(prompt_tokens: int, tmp_path: Path) -> None:
     await asyncio.to_thread(make_checkpoint, tmp_path / "m", "llama-3.2-1b", layers=2, vocabulary_size=8192)
     settings = {"context_tokens": 5120, "max_requests": 1, "max_tokens_per_pass": prompt_tokens}

@@ -161,7 +161,8 @@ def _grouped(
     if products is None or rows > products.FEW_ROWS:
         return None
     each = [products.one_of_several(one) for one in dense or encoded]
-    return None if None in each else (products, each)
+    fits = None not in each and each[0].alike == each[1].alike  # gate and up are multiplied by as one
+    return (products, each) if fits else None
 
 
 def _both(weights: Weights, dtype: torch.dtype) -> DenseMatrix | None:
@@ -171,7 +172,7 @@ def _both(weights: Weights, dtype: torch.dtype) -> DenseMatrix | None:
 
 
 def _has_biases(weights: Weights) -> bool:
-    return len(weights.tensors) > len(weights.matrices)
+    return any(weights.bias(short) is not None for short in weights.matrices)
 
 
 def add_up(

@@ -25,11 +25,15 @@ HIDDEN, SIZE, CHOSEN, ROWS = 64, 32, 2, 40
 KIND = Experts(count=4, chosen=CHOSEN, expert=FeedForward(size=SIZE), routing=Routing())
 
 
-def fp8_expert() -> Weights:
-    stored_in, each = Float8("", ("scale",), 1, None), dict[str, Float8Matrix]()
-    for short, shape in (("gate", (SIZE, HIDDEN)), ("up", (SIZE, HIDDEN)), ("down", (HIDDEN, SIZE))):
-        each[short] = Float8Matrix(stored_in, torch.randn(shape).to(torch.float8_e4m3fn), torch.rand(shape[0], 1))
-    return Weights(dict.fromkeys(each, torch.empty(0)), each)
+def fp8_expert(up_group: int | None = None) -> Weights:
+    """A scale for each row, but for `up` of so many columns."""
+    each, tensors = dict[str, Float8Matrix](), dict[str, torch.Tensor]()
+    for short, (rows, columns) in (("gate", (SIZE, HIDDEN)), ("up", (SIZE, HIDDEN)), ("down", (HIDDEN, SIZE))):
+        group = up_group if short == "up" else None
+        values_FD = tensors[short] = torch.randn(rows, columns).to(torch.float8_e4m3fn)
+        scales = tensors[f"{short}.scale"] = torch.rand(rows, columns // (group or columns))
+        each[short] = Float8Matrix(Float8("", ("scale",), 1, group), values_FD, scales)
+    return Weights(tensors, each)
 
 
 def expert(*, side_by_side: bool) -> Weights:
@@ -75,6 +79,7 @@ def test_those_that_the_kernels_do_not_take_are_left(monkeypatch: pytest.MonkeyP
     values_FD = torch.ones(HIDDEN, SIZE).to(torch.float8_e4m3fn)
     down = Float8Matrix(Float8("", ("scale",), None, None), values_FD, torch.ones(()))
     assert left(Weights(plain.tensors, {**plain.matrices, "down": down}))
+    assert left(fp8_expert(up_group=32)), "gate and up are stored differently"
     mixed = [(plain, 0, 1), (fp8_expert(), 1, 2)]
     input_TD = torch.ones(1, HIDDEN, dtype=torch.bfloat16)
     assert [one[1] for one in multiply_grouped(KIND, mixed, order, input_TD, outputs_RD)] == [1]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.formats.decoding import encoded_of
 from pipeline.formats.dense import DenseMatrix
-from pipeline.formats.encoded import Encoded
 from pipeline.formats.matrix import Weights
 from pipeline.models.feed_forwards import FeedForward
 
@@ -78,7 +78,7 @@ def _stored(weights: Weights, short: str) -> tuple[Stored, tuple[int, int]] | No
         shape = (weight_FD.shape[0], weight_FD.shape[1])
         stored = Stored("dense", shape, dtype, dtype, dtype, row_step, column_step, bias=kind_of_bias)
         return stored, (weight_FD.data_ptr(), 0)
-    encoded: Encoded | None = getattr(matrix, "encoded", lambda: None)()
+    encoded = encoded_of(matrix)
     if encoded is None or encoded.kind not in DECODED or encoded.numbers.stride(1) != 1:
         return None
     if encoded.order is not None or isinstance(encoded.zeros, torch.Tensor):

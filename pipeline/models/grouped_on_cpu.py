@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from pipeline.formats import cpu_decoding, cpu_experts
+from pipeline.formats.decoding import encoded_of
 from pipeline.formats.dense import DenseMatrix
-from pipeline.formats.encoded import Encoded
 from pipeline.formats.matrix import Matrix, Weights
 from pipeline.models.feed_forwards import FeedForward
 from pipeline.system.threads import Threads
@@ -110,7 +110,7 @@ def _matrix(matrix: Matrix) -> _Numbers | None:
         if weight_FD.dtype != torch.bfloat16 or not weight_FD.is_contiguous():
             return None
         return _Numbers((cpu_experts.BF16, False), weight_FD.data_ptr(), 0, 0, None)
-    encoded: Encoded | None = getattr(matrix, "encoded", lambda: None)()
+    encoded = encoded_of(matrix)
     if encoded is None or encoded.kind not in ("fp8", "fp4") or not encoded.numbers.is_contiguous():
         return None
     if encoded.kind == "fp4":
@@ -119,7 +119,7 @@ def _matrix(matrix: Matrix) -> _Numbers | None:
         held = encoded.numbers, encoded.scales
         form = cpu_experts.FP4, False  # every value is exact in bf16
         return _Numbers(form, encoded.numbers.data_ptr(), encoded.scales.data_ptr(), encoded.group, held)
-    if encoded.rounds_to not in (torch.float32, torch.bfloat16) or encoded.order is not None or encoded.zeros != 0:
+    if encoded.rounds_to not in (torch.float32, torch.bfloat16):
         return None
     scales_FG = cpu_decoding.scales_of(encoded)
     rounds, held = encoded.rounds_to == torch.bfloat16, (encoded.numbers, scales_FG)

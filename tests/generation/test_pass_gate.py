@@ -46,6 +46,15 @@ def test_a_pass_that_is_left_tells_a_gate_nothing() -> None:
     assert not gate.opens(1)
 
 
+def test_a_pass_behind_one_that_was_left_is_not_taken_for_it() -> None:
+    gate = PassGate(TRIED, 1)
+    passes(gate, 2 * TRIED, gone=1.0, others=2.0, rows=16)
+    assert gate.opens(1)
+    assert gate.opens(16)
+    gate.took(1.0)
+    assert gate.opens(1), "none was timed yet"
+
+
 @pytest.mark.parametrize("costs", [0.05, -0.05])
 def test_what_passes_had_read_is_not_what_a_gate_goes_by(costs: float) -> None:
     """Reads take most of the time, and differ from pass to pass by more than what is looked for."""

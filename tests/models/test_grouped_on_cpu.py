@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.formats.dense import DenseMatrix
-from pipeline.formats.fp4 import MXFP4_DEEPSEEK, Float4, Float4Matrix
+from pipeline.formats.fp4 import MXFP4_DEEPSEEK, NVFP4, Float4, Float4Matrix
 from pipeline.formats.fp8 import Float8, Float8Matrix
 from pipeline.formats.matrix import Matrix, Weights
 from pipeline.models.feed_forwards import Clamp, FeedForward
@@ -116,8 +116,16 @@ def test_what_the_kernels_do_not_know_is_left_to_others() -> None:
     weights = expert("bf16")
     assert laid(FeedForward(size=SIZE, activation="gelu_tanh"), weights) is None
     assert laid(FeedForward(size=SIZE, gated=False), weights) is None
+    assert laid(FeedForward(size=SIZE, fused=True), weights) is None
     assert laid(KIND, Weights({"down_bias": torch.zeros(HIDDEN)}, weights.matrices)) is None
-    wide = DenseMatrix(torch.zeros(SIZE, HIDDEN))
-    assert laid(KIND, Weights({}, {**weights.matrices, "up": wide})) is None
+    wide, turned = torch.zeros(SIZE, HIDDEN), torch.zeros(HIDDEN, SIZE).bfloat16().T
+    for other in (wide, turned):
+        assert laid(KIND, Weights({}, {**weights.matrices, "up": DenseMatrix(other)})) is None
+    pairs, halves = torch.zeros(SIZE, HIDDEN // 2, dtype=torch.int8), torch.ones(SIZE, 1, dtype=torch.float16)
+    nvfp4 = Float4Matrix(NVFP4, pairs, torch.ones(SIZE, HIDDEN // 16).to(torch.float8_e4m3fn), torch.ones(1))
+    by_rows = Float8("ct", ("scale",), 1, None, rounds_to_scales=True)
+    fp16 = Float8Matrix(by_rows, torch.zeros(SIZE, HIDDEN).to(torch.float8_e4m3fn), halves)
+    for one in (nvfp4, fp16):
+        assert laid(KIND, Weights({}, dict.fromkeys(("gate", "up", "down"), one))) is None
     assert laid(KIND, Weights({}, {**weights.matrices, "up": matrix("blocks", SIZE, HIDDEN)})) is None
     assert laid(KIND, Weights({}, {**expert("blocks").matrices, "up": matrix("matrix", SIZE, HIDDEN)})) is None

@@ -53,8 +53,11 @@ def choose(matrices: Iterable[StoredMatrix], dtype: torch.dtype) -> None:
             "numba multiplies rows in bfloat16 by quantised matrices (AVX-512 BF16), and decodes int4 meanwhile"
         )
     if has_large and (fast := cpu_compiled.products(torch.empty(1, COLUMNS, dtype=dtype))) is not None:
+        logger.info(
+            "numba multiplies rows in bfloat16 by large matrices (AVX-512 BF16); the first time it compiles for "
+            "some seconds"
+        )
         fast.compile_dense()
-        logger.info("numba multiplies rows in bfloat16 by large matrices (AVX-512 BF16)")
 
 
 def wants_kernels(tensors: Iterable[tuple[str, int]]) -> bool:

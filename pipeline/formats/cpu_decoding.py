@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import config
 
 from pipeline.formats import cpu_instructions, cpu_kernels, cpu_tiles, cpu_vectors
 from pipeline.formats.encoded import Encoded
@@ -21,7 +22,9 @@ _memory = threading.local()
 
 
 def try_out() -> None:
-    """Compile, or load, and run a small kernel. Raises what numba raises."""
+    """Compile, or load, and run a small kernel. Raises what numba raises, and RuntimeError where it may not compile."""
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise RuntimeError("NUMBA_DISABLE_JIT is set")
     word = np.zeros((1, 1), np.uint32)
     cpu_kernels.transpose(word, word)
 

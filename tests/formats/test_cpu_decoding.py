@@ -13,7 +13,7 @@ from support.golden_cases import decoding_by, kept_cases, same_bits
 from support.integer_formats import GOLDEN, INTEGERS
 from support.stored_parts import find
 
-from pipeline.formats import cpu_choice, decoding
+from pipeline.formats import cpu_choice, cpu_compiled, decoding
 from pipeline.formats.awq import Awq
 from pipeline.formats.cpu_threads import PATIENCE, block_threads, share_out, work_together
 from pipeline.formats.decoding import decoded_product
@@ -216,3 +216,11 @@ def test_a_child_that_was_forked_has_threads_of_its_own() -> None:
         finally:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_numba_that_may_not_compile_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cpu_decoding.config, "DISABLE_JIT", 1)
+    assert cpu_compiled.kernels.__wrapped__() is None
+    assert "RuntimeError: NUMBA_DISABLE_JIT is set" in caplog.text

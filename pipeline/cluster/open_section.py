@@ -8,7 +8,7 @@ from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.config import Config
 from pipeline.devices.open import open_device
 from pipeline.engine.shared_source import SharedSource
-from pipeline.formats import cpu_choice, cpu_compiled
+from pipeline.formats import cpu_choice
 from pipeline.generation.drawn_sections import draw_up_section
 from pipeline.generation.section_runtime import Lose, SectionRuntime, planned_line
 from pipeline.models.model_config import read_config
@@ -29,9 +29,11 @@ def open_section(
         undone.callback(device.free)
         on_cpu = device.torch_device.type == "cpu"
         stored = ((one.dtype, one.length) for one in checkpoint.tensors.values())
-        quantised = (on_cpu or settings.cpu_experts) and model.quantization.rules
-        if quantised or (on_cpu and cpu_choice.wants_kernels(stored)):
-            cpu_compiled.kernels()  # whose memory the plan finds taken
+        leaves_experts = bool(settings.cpu_experts and model.expert_kinds and not on_cpu)
+        quantised = bool(model.quantization.rules)
+        cpu_choice.load_kernels(
+            stored, settings.dtype, on_cpu=on_cpu, quantised=quantised, leaves_experts=leaves_experts
+        )
         with promising:
             drawn = draw_up_section(model, checkpoint, settings, device, layers, kv_tokens, pass_tokens)
             promise(device, checkpoint.folder, drawn.plan.memory)

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import torch
 
-from pipeline.formats import cpu_compiled
+from pipeline.formats import cpu_compiled, cpu_kept
 from pipeline.formats.cpu_threads import block_threads
 from pipeline.formats.dense import StoredDense
 from pipeline.formats.encoded import Encoded
@@ -29,6 +29,24 @@ ROW_COUNTS = (1, 2, 4, 9)
 _chosen: dict[tuple[object, ...], bool] = {}
 
 
+def load_kernels(
+    tensors: Iterable[tuple[str, int]], dtype: str, *, on_cpu: bool, quantised: bool, leaves_experts: bool
+) -> None:
+    """Load what compiles kernels, if some may be used: a plan that is drawn up behind it finds its memory taken.
+
+    `tensors` are dtypes, in the words of safetensors, and bytes; `dtype` is that of the settings. `leaves_experts`: a
+    GPU leaves some to the CPU.
+    """
+    in_bf16 = dtype in ("auto", "bfloat16")
+    if leaves_experts or (on_cpu and (quantised or (in_bf16 and _has_large(tensors)))):
+        cpu_compiled.kernels()
+
+
+def _has_large(tensors: Iterable[tuple[str, int]]) -> bool:
+    return any(dtype == "BF16" and cpu_compiled.is_large(torch.bfloat16, 2 * nbytes) for dtype, nbytes in tensors)
+
+
+@cpu_kept.keeping()
 def choose(matrices: Iterable[StoredMatrix], dtype: torch.dtype) -> None:
     """Compile, measure and choose before the first pass, with the smallest of those that are stored alike."""
     smallest: dict[tuple[object, ...], StoredMatrix] = {}
@@ -49,20 +67,13 @@ def choose(matrices: Iterable[StoredMatrix], dtype: torch.dtype) -> None:
         if fast is not None and (known := encoded()) is not None:
             fast.multiply_one_of_several(known)
     if any(cpu_compiled.products(torch.empty(1, one.columns, dtype=dtype)) for one in smallest.values()):
-        logger.info(
-            "numba multiplies rows in bfloat16 by quantised matrices (AVX-512 BF16), and decodes int4 meanwhile"
-        )
+        logger.info("numba multiplies rows in bfloat16 by quantised matrices (AVX-512 BF16), and decodes meanwhile")
     if has_large and (fast := cpu_compiled.products(torch.empty(1, COLUMNS, dtype=dtype))) is not None:
         logger.info(
             "numba multiplies rows in bfloat16 by large matrices (AVX-512 BF16); the first time it compiles for "
             "some seconds"
         )
         fast.compile_dense()
-
-
-def wants_kernels(tensors: Iterable[tuple[str, int]]) -> bool:
-    """Whether a CPU that computes wants kernels for tensors of these dtypes, in the words of safetensors, and bytes."""
-    return any(dtype == "BF16" and cpu_compiled.is_large(torch.bfloat16, 2 * nbytes) for dtype, nbytes in tensors)
 
 
 def faster(encoded: Encoded, dtype: torch.dtype, by_torch: Decode, rows: int) -> Decode | None:

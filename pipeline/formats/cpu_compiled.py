@@ -55,10 +55,11 @@ def dense_products(weight_FD: torch.Tensor, x_TD: torch.Tensor) -> ModuleType | 
 
 
 def is_large(dtype: torch.dtype | None, nbytes: int) -> bool:
-    """Whether a matrix of this dtype and so many bytes is multiplied by what numba compiles, where that can be.
+    """Whether a matrix of this dtype and so many bytes is multiplied by what numba compiles, where that can be."""
+    return dtype == torch.bfloat16 and nbytes >= LEAST_NUMBERS * torch.bfloat16.itemsize and has_dots()
 
-    Not on a CPU on which oneDNN does not multiply in bf16: that has no instructions for it.
-    """
-    if dtype != torch.bfloat16 or nbytes < LEAST_NUMBERS * torch.bfloat16.itemsize:
-        return False
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+@functools.cache
+def has_dots() -> bool:
+    """Whether this CPU multiplies in bf16, and torch does no better, as with AMX. Asked of torch: numba takes room."""
+    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()

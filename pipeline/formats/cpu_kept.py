@@ -1,15 +1,32 @@
 """Kernels of numba that another process compiles: compiling holds the interpreter lock, half a second at a time."""
 
+import contextlib
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
+
+from pipeline.errors import ResourceError
 
 logger = logging.getLogger("penstock")
 LONGEST_SECONDS = 300.0
 
 
+@contextlib.contextmanager
+def keeping() -> Iterator[None]:
+    """Raises ResourceError with what to do where what has been compiled cannot be kept."""
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"numba could not keep the kernels that it compiled: {error}; make room there, or name another folder by "
+            "the environment variable NUMBA_CACHE_DIR"
+        ) from error
+
+
+@keeping()
 def load(kernel: Any, signature: Any, source: str) -> None:
     """Make a kernel ready to be called, from numba's cache on the disk, which another process has filled if need be.
 

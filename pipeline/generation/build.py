@@ -11,7 +11,7 @@ from pipeline.config import Config
 from pipeline.devices.open import open_devices
 from pipeline.devices.port import Device
 from pipeline.engine.shared_source import SharedSource
-from pipeline.formats import cpu_choice, cpu_compiled
+from pipeline.formats import cpu_choice
 from pipeline.generation.blueprint import Blueprint, say_remarks
 from pipeline.generation.drawn_sections import dealt_at_rates, draw_up_sections
 from pipeline.generation.model_runtime import ModelRuntime
@@ -36,9 +36,11 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
         for device in devices:
             undone.callback(device.free)
         stored = ((one.dtype, one.length) for one in checkpoint.tensors.values())
-        quantised = (on_cpu or settings.cpu_experts) and model.quantization.rules
-        if quantised or (on_cpu and cpu_choice.wants_kernels(stored)):
-            cpu_compiled.kernels()  # whose memory the plan finds taken
+        leaves_experts = bool(settings.cpu_experts and model.expert_kinds and not on_cpu)
+        quantised = bool(model.quantization.rules)
+        cpu_choice.load_kernels(
+            stored, settings.dtype, on_cpu=on_cpu, quantised=quantised, leaves_experts=leaves_experts
+        )
         with promising:
             drawn = draw_up_sections(model, checkpoint, settings, devices)
             _promise(drawn, devices, folder)

@@ -1,5 +1,6 @@
 """Products of rows in bf16 on a CPU that adds up products in bf16 by itself."""
 
+import errno
 import itertools
 import logging
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from support.golden_cases import decoding_by, same_bits
 
+from pipeline.errors import ResourceError
 from pipeline.formats import cpu_choice, cpu_compiled, decoding
 from pipeline.formats.decoding import decoded_product, projections
 from pipeline.formats.dense import DenseMatrix, StoredDense
@@ -143,8 +145,6 @@ def test_kernels_for_large_matrices_are_ready_before_the_first_pass(
         for stored in (one, StoredDense((replace(one.tensors[0], dtype="F16"),))):
             cpu_choice.choose([stored], torch.bfloat16)
         assert made == [True] * large
-        assert cpu_choice.wants_kernels([("F16", length), ("BF16", length)]) == large
-        assert not cpu_choice.wants_kernels([("F16", length), ("BF16", length - 2)])
     (said,) = caplog.messages  # before it compiles
     assert said.startswith("numba multiplies rows in bfloat16 by large matrices (AVX-512 BF16); the first time ")
     monkeypatch.undo()
@@ -155,6 +155,55 @@ def test_kernels_for_large_matrices_are_ready_before_the_first_pass(
     spec = TensorSpec("q", "model.q.weight", (64, 32))
     cpu_choice.choose([by_rows.stored(spec, (replace(one.tensors[0], dtype="F8_E4M3"), scales))], torch.bfloat16)
     assert several == [(1, 64)]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "dtype", "settings", "expected"),
+    [
+        ([("F16", 4096), ("BF16", 4096)], "auto", {"on_cpu": True}, True),
+        ([("F16", 4096), ("BF16", 4096)], "float32", {"on_cpu": True}, False),
+        ([("F16", 4096), ("BF16", 4094)], "auto", {"on_cpu": True}, False),
+        ([("BF16", 4096)], "auto", {}, False),
+        ([], "float32", {"on_cpu": True, "quantised": True}, True),
+        ([], "auto", {"quantised": True}, False),
+        ([], "auto", {"leaves_experts": True}, True),
+    ],
+)
+def test_what_compiles_kernels_is_loaded_where_some_may_be_used(
+    tensors: list[tuple[str, int]],
+    dtype: str,
+    settings: dict[str, bool],
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = list[bool]()
+    monkeypatch.setattr(cpu_compiled, "LEAST_NUMBERS", 4096)  # with one beside it, as gate and up lie
+    monkeypatch.setattr(cpu_compiled, "kernels", lambda: loaded.append(True))
+    given = {"on_cpu": False, "quantised": False, "leaves_experts": False, **settings}
+    cpu_choice.load_kernels(tensors, dtype, **given)
+    assert bool(loaded) == expected
+    monkeypatch.setattr(cpu_compiled, "has_dots", lambda: False)
+    loaded.clear()
+    cpu_choice.load_kernels(tensors, dtype, **given)
+    assert bool(loaded) == (expected and not tensors)
+
+
+@pytest.mark.parametrize(("dots", "amx"), [(True, False), (True, True), (False, False)])
+def test_torch_multiplies_where_it_does_better(dots: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: dots)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert cpu_compiled.has_dots.__wrapped__() == (dots and not amx)
+
+
+def test_kernels_that_cannot_be_kept_say_where_others_could(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_the_disk() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "kernels/index.nbi")
+
+    monkeypatch.setattr(cpu_compiled, "LEAST_NUMBERS", 0)
+    monkeypatch.setattr(cpu_products, "compile_dense", fill_the_disk)
+    one = StoredDense((TensorRange("q", "model.q", Path("file"), 0, 4096, (64, 32), "BF16"),))
+    with pytest.raises(ResourceError, match=r"No space left on device: 'kernels/index.nbi'; .* NUMBA_CACHE_DIR"):
+        cpu_choice.choose([one], torch.bfloat16)
 
 
 @pytest.mark.parametrize(("is_fp8", "group"), [(False, None), (True, None), (True, 64)])

@@ -9,6 +9,7 @@ from pipeline.config import Config
 from pipeline.devices.open import open_device
 from pipeline.engine.shared_source import SharedSource
 from pipeline.formats import cpu_choice
+from pipeline.generation.blueprint import load_kernels
 from pipeline.generation.drawn_sections import draw_up_section
 from pipeline.generation.section_runtime import Lose, SectionRuntime, planned_line
 from pipeline.models.model_config import read_config
@@ -28,12 +29,7 @@ def open_section(
         checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
         undone.callback(device.free)
         on_cpu = device.torch_device.type == "cpu"
-        stored = ((one.dtype, one.length) for one in checkpoint.tensors.values())
-        leaves_experts = bool(settings.cpu_experts and model.expert_kinds and not on_cpu)
-        quantised = bool(model.quantization.rules)
-        cpu_choice.load_kernels(
-            stored, settings.dtype, on_cpu=on_cpu, quantised=quantised, leaves_experts=leaves_experts
-        )
+        load_kernels(model, checkpoint, settings, device)
         with promising:
             drawn = draw_up_section(model, checkpoint, settings, device, layers, kv_tokens, pass_tokens)
             promise(device, checkpoint.folder, drawn.plan.memory)

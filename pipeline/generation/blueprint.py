@@ -14,6 +14,7 @@ from pipeline.devices.port import Device
 from pipeline.engine.expert_room import ExpertRoom, lay_out_experts
 from pipeline.engine.plan import lay_out
 from pipeline.errors import ConfigError
+from pipeline.formats import cpu_choice
 from pipeline.generation.folder import tokenizer_bytes
 from pipeline.generation.lone_experts import lone_experts
 from pipeline.generation.model_plan import ModelPlan
@@ -104,6 +105,16 @@ class Drawing:
         plan, whole = plans.best(rates := PassRates()), self.groups
         drawn = (whole, groups, dtype, part, catalog, experts, plans, plan, rates)
         return Blueprint(model, self.checkpoint, settings, *drawn)
+
+
+def load_kernels(model: ModelConfig, checkpoint: Checkpoint, settings: Config, device: Device) -> None:
+    """Load what compiles kernels for the CPU, where some may be used, so that a plan finds its memory taken."""
+    on_cpu, quantised = device.torch_device.type == "cpu", bool(model.quantization.rules)
+    leaves_experts = bool(settings.cpu_experts and model.expert_kinds and not on_cpu)
+    # Of the embedding rows are taken, and the head is multiplied by in slices.
+    entries = [one for one in checkpoint.tensors.values() if one.shape[:1] != (model.vocabulary_size,)]
+    stored = [(one.dtype, one.length) for one in entries]
+    cpu_choice.load_kernels(stored, settings.dtype, on_cpu=on_cpu, quantised=quantised, leaves_experts=leaves_experts)
 
 
 def draw_up(

@@ -12,7 +12,7 @@ from pipeline.devices.open import open_devices
 from pipeline.devices.port import Device
 from pipeline.engine.shared_source import SharedSource
 from pipeline.formats import cpu_choice
-from pipeline.generation.blueprint import Blueprint, say_remarks
+from pipeline.generation.blueprint import Blueprint, load_kernels, say_remarks
 from pipeline.generation.drawn_sections import dealt_at_rates, draw_up_sections
 from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.generation.pass_rates import PassRates
@@ -35,12 +35,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
         checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
         for device in devices:
             undone.callback(device.free)
-        stored = ((one.dtype, one.length) for one in checkpoint.tensors.values())
-        leaves_experts = bool(settings.cpu_experts and model.expert_kinds and not on_cpu)
-        quantised = bool(model.quantization.rules)
-        cpu_choice.load_kernels(
-            stored, settings.dtype, on_cpu=on_cpu, quantised=quantised, leaves_experts=leaves_experts
-        )
+        load_kernels(model, checkpoint, settings, devices[0])
         with promising:
             drawn = draw_up_sections(model, checkpoint, settings, devices)
             _promise(drawn, devices, folder)

@@ -17,6 +17,7 @@ from pipeline.formats.lookup import E2M1, level_table, looked_up, scales_in_floa
 from pipeline.formats.words import by_row, transposed, unpacked
 
 BYTEWISE = {"uint8": cpu_kernels.UINT8, "int8": cpu_kernels.INT8, "fp8": cpu_kernels.FP8}
+DTYPES = {torch.float32: cpu_kernels.F32, torch.bfloat16: cpu_kernels.BF16, torch.float16: cpu_kernels.F16}
 NO_MEANINGS = np.empty(0, np.float32)
 _memory = threading.local()
 
@@ -87,8 +88,8 @@ class RowDecoder:
 
 def _kernel(encoded: Encoded, dtype: torch.dtype) -> tuple[Callable[..., None], tuple[Any, ...]]:
     """What decodes it, and what that takes between the numbers and the first row."""
-    rounds_to = cpu_kernels.DTYPES[torch.float32 if encoded.rounds_to == dtype else encoded.rounds_to]
-    into, half_group = cpu_kernels.DTYPES[dtype], encoded.group // 2
+    rounds_to = DTYPES[torch.float32 if encoded.rounds_to == dtype else encoded.rounds_to]
+    into, half_group = DTYPES[dtype], encoded.group // 2
     if (how := _vector_rounds(encoded, dtype)) is not None:
         return _vector_kernel(encoded, how)
     if encoded.kind == "fp4":

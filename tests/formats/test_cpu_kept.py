@@ -1,5 +1,6 @@
 """Kernels that another process could not compile are compiled in this one, which says so."""
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.formats.cpu_kept import load
+
+pytest.importorskip("numba")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,12 @@ def test_what_no_other_process_compiles_is_compiled_here(
     if why:
         assert "numba compiles a kernel in this process" in caplog.text
         assert why in caplog.text
+
+
+def test_to_compile_kernels_for_experts_takes_no_torch() -> None:
+    """That would be another second, and twice the memory."""
+    check = "import sys; import pipeline.formats.cpu_experts; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[2], check=True)
 
 
 def test_what_is_kept_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """What is read through the page cache does not stay there, however large the folios are that hold it."""
 
+import asyncio
 import ctypes
 import os
 from pathlib import Path
@@ -54,15 +55,15 @@ async def test_nothing_that_was_read_stays(before: str, chunk_bytes: int, lanes:
         for layer in range(BYTES // GROUP_BYTES)
     }
     if before == "cached in large folios":
-        assert len(large.read_bytes()) == BYTES
-        assert cached_bytes(large) == BYTES
-    shard = Shard(large)
+        assert len(await asyncio.to_thread(large.read_bytes)) == BYTES
+        assert await asyncio.to_thread(cached_bytes, large) == BYTES
+    shard = await asyncio.to_thread(Shard, large)
     source = CheckpointSource(layouts, {large: shard}, Reading(way, direct=False, lanes=lanes, chunk_bytes=chunk_bytes))
-    slot = HostMemory(GROUP_BYTES)
+    slot = await asyncio.to_thread(HostMemory, GROUP_BYTES)
     for layer in range(BYTES // GROUP_BYTES):
         await source.read_into((layer, "attn"), slot)
     await source.aclose()
-    shard.close()
-    assert cached_bytes(large) <= FOLIO_BYTES, (
+    await asyncio.to_thread(shard.close)
+    assert await asyncio.to_thread(cached_bytes, large) <= FOLIO_BYTES, (
         "one that another lane reads while it is dropped may stay, once in 200 runs"
     )

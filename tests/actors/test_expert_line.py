@@ -9,7 +9,7 @@ import pytest
 from support.expert_lines import Wanted, expert_world, part, replayed
 
 from actors.core.errors import ActorFailed, LineError
-from actors.core.expert_cache import LeastFrequentlyUsed, LeastRecentlyUsed, Pinned
+from actors.core.expert_cache import ExpertCache, LeastFrequentlyUsed, LeastRecentlyUsed, Pinned
 from actors.core.message import READY
 from actors.core.trace import Trace
 from pipeline.tools.simulation.loop import run_virtual
@@ -119,6 +119,16 @@ def test_of_what_is_streamed_each_layer_keeps_as_much() -> None:
         assert hits == {0: 2 * 2, 1: 2 * 2}
 
     run_virtual(main())
+
+
+def test_what_was_kept_before_a_failure_counts_no_more() -> None:
+    """Else layers that kept more then would have what they stream now taken by others."""
+    cache = ExpertCache(4, LeastRecentlyUsed())
+    cache.request(0, [0, 1, 2, 3], streamed=True)
+    cache.forget()
+    cache.request(0, [0, 1], streamed=True)
+    cache.request(1, [0, 1], streamed=True)
+    assert not cache.request(1, [2], streamed=True).victims
 
 
 @pytest.mark.parametrize("slots", [[3], [3, 2]])

@@ -13,11 +13,14 @@ from numba import config
 
 from pipeline.formats import cpu_instructions, cpu_kernels, cpu_tiles, cpu_vectors
 from pipeline.formats.encoded import Encoded
-from pipeline.formats.lookup import E2M1, level_table, looked_up, scales_in_float32
+from pipeline.formats.lookup import E2M1, is_exponent, level_table, looked_up, scales_in_float32
 from pipeline.formats.words import by_row, transposed, unpacked
 
 BYTEWISE = {"uint8": cpu_kernels.UINT8, "int8": cpu_kernels.INT8, "fp8": cpu_kernels.FP8}
 DTYPES = {torch.float32: cpu_kernels.F32, torch.bfloat16: cpu_kernels.BF16, torch.float16: cpu_kernels.F16}
+SCALED = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
+"""Of `cpu_tiles.SCALES`."""
+ALL_BITS = 62
 NO_MEANINGS = np.empty(0, np.float32)
 _memory = threading.local()
 
@@ -70,8 +73,24 @@ class RowDecoder:
         zeros, (step, _) = _zeros(encoded)
         numbers, half_group = encoded.numbers.view(torch.uint8).numpy(), encoded.group // 2
         groups = encoded.shape[1] // encoded.group
-        weights = (numbers, scales, meanings, zeros.numpy(), step, half_group, groups, groups * half_group)
+        weights = (numbers, scales, meanings, zeros.numpy(), step, half_group, groups, groups * half_group, 0)
         return kind, how, weights
+
+    @staticmethod
+    def in_place(encoded: Encoded) -> tuple[int, int, int] | None:
+        """What `cpu_tiles.grouped_products` takes for a matrix in FP8 whose parts it finds where they lie: how, how it
+        is scaled, and the last bits of a row's number that do not change its row of scales. None where it cannot.
+        """
+        how, scales = _vector_rounds(encoded, torch.bfloat16, to_multiply=True), encoded.scales
+        scaled = SCALED.get(torch.uint8 if is_exponent(scales) else scales.dtype)
+        if how is None or scaled is None or encoded.kind != "fp8" or not encoded.numbers.is_contiguous():
+            return None
+        groups, shares = encoded.shape[1] // encoded.group, scales.stride(0) == 0
+        if (groups > 1 and scales.stride(1) != 1) or not (shares or scales.stride(0) == groups):
+            return None
+        if encoded.block_rows & (encoded.block_rows - 1):
+            return None
+        return how, scaled, ALL_BITS if shares else encoded.block_rows.bit_length() - 1
 
     def _words(self, first: int, last: int) -> torch.Tensor:
         """Those of rows, one row behind the other."""

@@ -6,7 +6,7 @@ Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,12 +15,10 @@ from pipeline.formats import cpu_kept, cpu_tiles
 from pipeline.formats.cpu_decoding import RowDecoder
 from pipeline.formats.cpu_instructions import BYTES, HAS_DOTS
 from pipeline.formats.cpu_threads import share_out, work_together
-from pipeline.formats.encoded import Encoded
+from pipeline.formats.encoded import FEW_ROWS, Encoded
 
 TILES = (1, 2, 4)
 """So many rows are multiplied at once."""
-FEW_ROWS = 24
-"""For no more weights are decoded in registers; else before that."""
 PIECE_NUMBERS = 1 << 20
 """Of a matrix that a thread claims at once: 16 us of one row."""
 ALONE_NUMBERS = 2 << 20
@@ -70,7 +68,7 @@ class Product:
         """Fill all, by a matrix in bf16 without gaps."""
         rows, columns = weight_FD.shape
         if len(self._x) <= FEW_ROWS:
-            weights = (_bits(weight_FD), NONE, NONE[0], NONE, 0, columns // 2, 1, columns // 2)
+            weights = (_bits(weight_FD), NONE, NONE[0], NONE, 0, columns // 2, 1, columns // 2, 0)
             step = max(PIECE_NUMBERS // 8 // columns // 32, 1) * 32
             _do([self._work(cpu_tiles.DENSE, 0, weights, step)], rows * columns)
         else:
@@ -108,7 +106,7 @@ def dense_product(weight_FD: torch.Tensor, x_TD: torch.Tensor, bias_F: torch.Ten
 def compile_dense() -> None:
     """Make the kernels for matrices in bf16 ready. Another process compiles them where they are not kept yet."""
     source = f"from {__name__} import multiply_once; multiply_once()"
-    cpu_kept.load(cpu_tiles.grouped_products(cpu_tiles.DENSE, 0), cpu_tiles.GROUPED_SIGNATURE, source)
+    cpu_kept.load(cpu_tiles.grouped_products(cpu_tiles.DENSE, 0, 0), cpu_tiles.GROUPED_SIGNATURE, source)
     multiply_once()
 
 
@@ -125,45 +123,47 @@ def multiply_one_of_several(matrix: torch.Tensor | Encoded) -> None:
     """Call the kernel for several matrices with this one, if there is one for it."""
     rows, columns = matrix.shape
     if (one := one_of_several(matrix)) is not None:
-        grouped_products([(one, 0, 0, 1)], torch.zeros(1, columns, dtype=torch.bfloat16), rows)
+        grouped_products(one.alike, [(*one.addresses, 0, 0, 1)], torch.zeros(1, columns, dtype=torch.bfloat16), rows)
+
+
+Alike: TypeAlias = tuple[int, int, int, tuple[int, int, int, int]]
+"""Kind, how, how it is scaled, and shape, as `cpu_tiles.grouped_products` has them."""
 
 
 @dataclass(frozen=True, slots=True)
 class OneOfSeveral:
-    """A matrix as `grouped_products` takes it: `alike` are those of one call; `held` is memory that was made for it."""
+    """A matrix as `grouped_products` takes it: `alike` are those of one call; and where numbers and scales lie."""
 
-    alike: tuple[int, int, tuple[int, int, int]]
+    alike: Alike
     addresses: tuple[int, int]
-    held: object
 
 
 def one_of_several(matrix: torch.Tensor | Encoded) -> OneOfSeveral | None:
-    """One in FP8, or in bf16 for which `dense_product` is right; None where the kernels do not take it so."""
+    """One in FP8, or in bf16 for which `dense_product` is right; None where the kernels do not take it as it lies."""
     rows, columns = matrix.shape
     if rows % cpu_tiles.TILE_ROWS_OF_ONE:
         return None
     if isinstance(matrix, torch.Tensor):
         at = matrix.data_ptr()
-        return OneOfSeveral((cpu_tiles.DENSE, 0, (rows, columns, 1)), (at, at), matrix)
-    if matrix.kind != "fp8" or (found := RowDecoder.in_registers(matrix)) is None:
+        return OneOfSeveral((cpu_tiles.DENSE, 0, 0, (rows, columns, 1, 0)), (at, at))
+    if (found := RowDecoder.in_place(matrix)) is None:
         return None
-    kind, how, (numbers, scales, *_) = found
-    addresses = numbers.ctypes.data, scales.ctypes.data
-    return OneOfSeveral((kind, how, (rows, columns, scales.shape[1])), addresses, (numbers, scales))
+    how, scaled, shift = found
+    shape = (rows, columns, columns // matrix.group, shift)
+    addresses = matrix.numbers.data_ptr(), matrix.scales.data_ptr()
+    return OneOfSeveral((cpu_tiles.FP8_KIND, how, scaled, shape), addresses)
 
 
 def grouped_products(
-    each: Sequence[tuple[OneOfSeveral, int, int, int]], x_PD: torch.Tensor, columns: int
+    alike: Alike, lines: Sequence[tuple[int, int, int, int, int]], x_PD: torch.Tensor, columns: int
 ) -> torch.Tensor:
-    """What matrices that are alike give, [P, `columns`], with the bits of `Product`; each has few rows of its own.
+    """What matrices that are `alike` give, [P, `columns`], with the bits of `Product`; each has few rows of its own.
 
-    Of each: the matrix, the column where its products begin, and where its rows begin and end. What none gives is not
-    defined. Threads wake up and wait for each other once for all.
+    Of each: its two addresses, the column where its products begin, and where its rows begin and end. What none gives
+    is not defined. Threads wake up and wait for each other once for all.
     """
-    result_PF = x_PD.new_empty(len(x_PD), columns)
-    table = np.array([(*one.addresses, *places) for one, *places in each], np.int64)
-    kind, how, shape = each[0][0].alike
-    kernel, claimed = cpu_tiles.grouped_products(kind, how), np.zeros(cpu_tiles.CLAIMED, np.int64)
+    result_PF, table, (kind, how, scaled, shape) = x_PD.new_empty(len(x_PD), columns), np.array(lines, np.int64), alike
+    kernel, claimed = cpu_tiles.grouped_products(kind, how, scaled), np.zeros(cpu_tiles.CLAIMED, np.int64)
     to = (_bits(x_PD.contiguous()), np.zeros(columns, np.float32), _bits(result_PF))
     work_together(lambda patience: kernel(claimed, patience, GROUPED_ROWS, shape, table, *to))
     return result_PF

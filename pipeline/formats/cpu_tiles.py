@@ -23,6 +23,9 @@ DECODED, DENSE, FP8_KIND = range(len(LEVELS), len(LEVELS) + 3)
 IN_BRAIN = (DECODED, DENSE)
 NEXT_ROW, ROWS_DONE, CLAIMED = 0, 8, 16
 """Two numbers that threads share, each in a cache line of its own."""
+SCALES = (np.float32, np.uint16, np.uint8)
+"""Scales as `grouped_products` finds them: in fp32, the bits of bf16, and exponents of two, which these stand for:"""
+POWERS = np.array([*(2.0 ** (exponent - 127) for exponent in range(255)), np.nan], np.float32)
 TILE_ROWS, TILE_ROWS_OF_ONE, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 8, 32, 64, 2048
 """Rows of a matrix that are multiplied at once by several rows of x and by one, so that adding to a sum need not wait
 for the last time; and blocks whose items and sums fill half of a core's second cache.
@@ -31,7 +34,7 @@ GROUPED_SIGNATURE = (
     types.int64[::1],
     types.int64,
     types.int64,
-    types.UniTuple(types.int64, 3),
+    types.UniTuple(types.int64, 4),
     types.int64[:, ::1],
     types.uint16[:, ::1],
     types.float32[::1],
@@ -94,7 +97,7 @@ class _Tile:
             cgutils.unpack_tuple(build, one) if isinstance(kind, types.BaseTuple) else [one]
             for kind, one in zip(kinds, given, strict=True)
         )
-        self._zero_step, self.half_group, self.groups, self._row_pairs = weights[4:]
+        self._zero_step, self.half_group, self.groups, self._row_pairs, self._scale_shift = weights[4:]
         self._row, self._matrix_row, self._token, self._pair = at
         array_kinds = (*kinds[0].types[:4], kinds[1], kinds[2].types[0], *kinds[3].types)
         arrays = zip(array_kinds, (*weights[:4], *x, sums[0], *to), strict=True)
@@ -110,7 +113,8 @@ class _Tile:
     def zero_and_scale(self, row: int, group: Any) -> tuple[Any, Any]:
         """Those of a group of columns; a scale is in fp32, or has the bits of bf16, or is a byte with a meaning."""
         build = self._build
-        index = build.add(build.mul(build.add(self._row, index_of(row)), self.groups), group)
+        scale_row = build.lshr(build.add(self._row, index_of(row)), self._scale_shift)
+        index = build.add(build.mul(scale_row, self.groups), group)
         scale = build.load(build.gep(self._scales.data, [index]))
         if scale.type == cpu.I8:
             scale = build.load(build.gep(self._meanings.data, [build.zext(scale, cpu.INDEX)]))
@@ -226,7 +230,7 @@ def decoded_products(tokens: int) -> Callable[..., None]:
             for begin in range(0, count, BLOCK_TOKENS):
                 for column in range(0, columns, BLOCK_COLUMNS):
                     width = min(BLOCK_COLUMNS, columns - column)
-                    weights = (items_FD, none, none[0], none, 0, width // 2, 1, columns // 2)
+                    weights = (items_FD, none, none[0], none, 0, width // 2, 1, columns // 2, 0)
                     row, end = block, min(block + BLOCK_ROWS, rows)
                     while row < end:
                         whole = row + TILE_ROWS <= end
@@ -244,27 +248,28 @@ def decoded_products(tokens: int) -> Callable[..., None]:
 
 
 @functools.cache
-def grouped_products(kind: int, how: int) -> Callable[..., bool]:
+def grouped_products(kind: int, how: int, scaled: int) -> Callable[..., bool]:
     """A kernel that multiplies several matrices of one `shape`, each by rows of x of its own: `DENSE` ones, or in FP8.
 
-    The shape is rows, columns, and groups of columns that share a scale. Of each matrix `table` has the addresses of
-    numbers and scales, in fp32, the column of `out_PF` where its products begin, and where its rows of x begin and end,
-    int64 [matrices, 5]. A matrix has a multiple of `TILE_ROWS_OF_ONE` rows. Threads claim `step` rows, which is
-    such a multiple too, as those of `products` do.
+    The shape is rows, columns, groups of columns that share a scale, and how many of the last bits of a row's number do
+    not change its row of scales. Of each matrix `table` has the addresses of numbers and scales, of which SCALES says
+    how they are `scaled`, the column of `out_PF` where its products begin, and where its rows of x begin and end, int64
+    [matrices, 5]. A matrix has a multiple of `TILE_ROWS_OF_ONE` rows. Threads claim `step` rows, which is such a
+    multiple too, as those of `products` do.
     """
-    item = np.uint8 if kind == FP8_KIND else np.uint16
+    item, scale_item = np.uint8 if kind == FP8_KIND else np.uint16, SCALES[scaled]
 
     @njit(cache=True, nogil=True, error_model="numpy")
     def multiply(claimed, patience, step, shape, table, x_PD, bias_F, out_PF):
         sums = (np.empty(TILE_ROWS * TILE_ROWS * 16, np.float32), 0, 0, True, True)
-        none, to, (rows, columns, groups) = np.empty((1, 1), np.float32), (bias_F, out_PF), shape
+        none, to, (rows, columns, groups, shift) = np.empty((1, 1), np.float32), (bias_F, out_PF), shape
         each = (rows + step - 1) // step
         pieces, piece = len(table) * each, cpu.claim(claimed, NEXT_ROW, 1)
         while piece < pieces:
             address, scales_address, column, begin, end = table[piece // each]
             numbers = carray(cpu.at_address(address), (rows, columns), item)
-            scales = carray(cpu.at_address(scales_address), (rows, groups), np.float32)
-            weights = (numbers, scales, none[0], none, 0, columns // 2 // groups, groups, columns // 2)
+            scales = carray(cpu.at_address(scales_address), (rows, groups), scale_item)
+            weights = (numbers, scales, POWERS, none, 0, columns // 2 // groups, groups, columns // 2, shift)
             row, stop = piece % each * step, min(piece % each * step + step, rows)
             while row < stop:
                 if end - begin == 1:

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+FEW_ROWS = 24
+"""For no more a CPU decodes weights in registers; else before that."""
 GPU_BLOCK_BYTES = 32 << 20
 """Of rows that are decoded into scratch at once, which large GPUs keep in their L2 cache."""
 

@@ -18,7 +18,7 @@ from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.token_experts import ID_DTYPE, TokenExperts
 from pipeline.groups.catalog import WeightCatalog
-from pipeline.models import experts
+from pipeline.models import cpu_grouped_experts, experts
 from pipeline.models.feed_forwards import Experts
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.row_blocks import RowBlocks
@@ -62,6 +62,8 @@ class ExpertWork:
         self._layers = sorted({layer for layer, _ in expert_catalog.order})
         ids = self._memory[IDS]
         self._kernels = experts.grouped_kernels(device.torch_device, dtype) if sizes else None
+        takes_bf16 = device.torch_device.type == "cpu" and dtype == torch.bfloat16 and not row_blocks.fixed
+        self._on_cpu = cpu_grouped_experts if takes_bf16 else None
         self._numbers: dict[Hashable, int] = {}
         self._laid_out: dict[GroupKey, int] = {}
         self._places: dict[int, Any] = {}
@@ -184,14 +186,12 @@ class ExpertWork:
 
     def compute(self, kind: Experts, runs: Sequence[tuple[Message[Slot], int, int]]) -> None:
         """Multiply by some experts: each with where the rows that use it begin and end in the order."""
-        if self._kernels is not None:
-            runs = self._multiply_together(self._kernels, kind, runs)
+        if (kernels := self._kernels or self._on_cpu) is not None:
+            runs = self._multiply_together(kernels, kind, runs)
+        if not runs:
+            return
         inputs_TD, outputs, order = self._rows(INPUTS), self._rows(OUTPUTS), self._order()
         each = [(self._expert_catalog.weights(message), first, last) for message, first, last in runs]
-        if not self._row_blocks.fixed:
-            each = experts.multiply_grouped(kind, each, order, inputs_TD, outputs)
-        if not each:
-            return
         order = order[: max(last for _, _, last in each) + self._row_blocks.most_added()]
         rows = (order // kind.chosen).clamp_(0, len(inputs_TD) - 1)  # any rows fill up
         for weights, first, last in each:

@@ -5,15 +5,12 @@ Letters in names: T tokens of this pass, D hidden, K experts that a token uses, 
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from pipeline.formats import cpu_compiled
-from pipeline.formats.decoding import encoded_of
 from pipeline.formats.dense import DenseMatrix, joined
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import GATE_UP
@@ -25,11 +22,6 @@ from pipeline.models.ops import rms_norm, sigmoid
 from pipeline.models.routing import route
 from pipeline.models.triton_kernels import kernels_of
 
-if TYPE_CHECKING:
-    from pipeline.formats.cpu_products import OneOfSeveral
-
-GroupedMatrix: TypeAlias = tuple["OneOfSeveral", int, int, int]
-"""The matrix, the column where what it gives begins, and where its rows begin and end."""
 LEAST_ROWS = 16
 """Of as many what experts gave is weighed at a time, or more: each lies in memory once for every rank."""
 
@@ -102,67 +94,6 @@ def expert_product(kind: Experts, weights: Weights, input_RD: torch.Tensor, by_f
         gate_RF, up_RF = both.apply(input_RD).chunk(2, dim=1)
         between_RF = gated(kind.expert, gate_RF.contiguous(), up_RF, by_formula)
     return weights.project("down", between_RF)
-
-
-def multiply_grouped(
-    kind: Experts,
-    each: Sequence[tuple[Weights, int, int]],
-    order: torch.Tensor,
-    inputs_TD: torch.Tensor,
-    outputs_RD: torch.Tensor,
-) -> list[tuple[Weights, int, int]]:
-    """Multiply by those that kernels of this CPU take as one, with the bits of `expert_product`; returns the others.
-
-    Of each: its weights, and where the places of the rows that use it begin and end in the order. A place is a row of
-    the output, and what its row of the input is times the experts that a row uses.
-    """
-    alone, places = list[tuple[Weights, int, int]](), list[torch.Tensor]()
-    wide, narrow, begin, size = list[GroupedMatrix](), list[GroupedMatrix](), 0, kind.expert.size
-    products, alike = None, None
-    for weights, first, last in each:
-        end = begin + last - first
-        found = _grouped(kind, weights, inputs_TD, last - first)
-        if found is None or [one.alike for one in found[1]] != (alike or [one.alike for one in found[1]]):
-            alone.append((weights, first, last))
-            continue
-        products, (gate, up, down) = found
-        alike = [one.alike for one in found[1]]
-        wide += [(gate, 0, begin, end), (up, size, begin, end)]
-        narrow.append((down, 0, begin, end))
-        places.append(order[first:last])
-        begin = end
-    if products is not None:
-        place_P = torch.cat(places)
-        input_PD = inputs_TD.index_select(0, place_P // kind.chosen)
-        gate_PF, up_PF = products.grouped_products(wide, input_PD, 2 * size).chunk(2, dim=1)
-        between_PF = gated(kind.expert, gate_PF.contiguous(), up_PF, by_formula=False)
-        outputs_RD.index_copy_(0, place_P, products.grouped_products(narrow, between_PF, inputs_TD.shape[1]))
-    return alone
-
-
-def _grouped(
-    kind: Experts, weights: Weights, input_RD: torch.Tensor, rows: int
-) -> "tuple[ModuleType, Sequence[OneOfSeveral]] | None":
-    """What multiplies by an expert together with others, for so many rows, and its gate, up and down."""
-    if kind.expert.fused or not kind.expert.gated or _has_biases(weights):
-        return None
-    matrices = [weights.matrices[short] for short in (*GATE_UP, "down")]
-    dense = [one.weight_FD for one in matrices if isinstance(one, DenseMatrix)]
-    encoded = [one for one in map(encoded_of, matrices) if one is not None and input_RD.device.type == "cpu"]
-    products = None
-    if len(dense) == len(matrices):
-        both = _both(weights, input_RD.dtype)
-        applied = dense if both is None else [both.weight_FD, dense[2]]
-        # A row of a matrix is as long as the rows that it multiplies.
-        found = [cpu_compiled.dense_products(one, one[:1]) for one in applied if one.dtype == input_RD.dtype]
-        products = found[0] if len(found) == len(applied) and all(found) else None
-    elif len(encoded) == len(matrices):
-        products = cpu_compiled.products(input_RD)
-    if products is None or rows > products.FEW_ROWS:
-        return None
-    each = [products.one_of_several(one) for one in dense or encoded]
-    fits = None not in each and each[0].alike == each[1].alike  # gate and up are multiplied by as one
-    return (products, each) if fits else None
 
 
 def _both(weights: Weights, dtype: torch.dtype) -> DenseMatrix | None:

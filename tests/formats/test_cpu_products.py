@@ -150,7 +150,9 @@ def test_kernels_for_large_matrices_are_ready_before_the_first_pass(
     monkeypatch.undo()
     cpu_products.compile_dense()
     several = list[tuple[int, int]]()
-    monkeypatch.setattr(cpu_products, "grouped_products", lambda each, x, columns: several.append((len(each), columns)))
+    monkeypatch.setattr(
+        cpu_products, "grouped_products", lambda _, lines, x, columns: several.append((len(lines), columns))
+    )
     by_rows = Float8("", ("scale",), 1, None)
     spec = TensorSpec("q", "model.q.weight", (64, 32))
     cpu_choice.choose([by_rows.stored(spec, (replace(one.tensors[0], dtype="F8_E4M3"), scales))], torch.bfloat16)
@@ -232,8 +234,9 @@ def test_several_matrices_give_what_each_gives_alone(
         for torch_threads in (1, 3):
             torch.set_num_threads(torch_threads)
             with torch.inference_mode():
-                listed = [(cpu_products.one_of_several(stored(one)), *places) for one, *places in table]
-                together = cpu_products.grouped_products(listed, x, 128)
+                listed = [(cpu_products.one_of_several(stored(one)), places) for one, *places in table]
+                lines = [(*one.addresses, *places) for one, places in listed]
+                together = cpu_products.grouped_products(listed[0][0].alike, lines, x, 128)
                 for matrix, column, begin, end in table:
                     alone = product(matrix, x[begin:end])
                     assert same_bits(together[begin:end, column : column + 64].contiguous(), alone), (begin, column)

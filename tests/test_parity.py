@@ -19,7 +19,9 @@ FEWER_STEPS = 12
 
 @functools.cache
 def reference(variant: str, dtype: torch.dtype, folder: Path) -> tiny_models.Greedy:
-    return tiny_models.greedy(tiny_models.save(variant, folder, shards=3, dtype=dtype), tiny_models.PROMPT, STEPS)
+    return tiny_models.greedy(
+        tiny_models.save_and_read(variant, folder, shards=3, dtype=dtype), tiny_models.PROMPT, STEPS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ async def test_bf16_is_as_near_to_transformers_as_transformers_to_itself(tmp_pat
     """The gap between its own eager and sdpa attention is the yardstick; one rounding of a logit is the floor."""
 
     def distances() -> tuple[torch.Tensor, torch.Tensor]:
-        model = tiny_models.save("qwen3", tmp_path, dtype=torch.bfloat16)
+        model = tiny_models.save_and_read("qwen3", tmp_path, dtype=torch.bfloat16)
         logits = [
             tiny_models.logits(tiny_models.with_attention(model, name), tiny_models.PROMPT)[-1]
             for name in ("eager", "sdpa")
@@ -104,7 +106,7 @@ async def test_a_prompt_longer_than_a_pass_gives_the_same_tokens(tmp_path: Path)
 
 async def test_compute_dtype_may_differ_from_the_checkpoints(tmp_path: Path) -> None:
     """bf16 weights computed in fp32 equal transformers on the same weights in fp32."""
-    model = await asyncio.to_thread(tiny_models.save, "llama_tied", tmp_path, 1, torch.bfloat16)
+    model = await asyncio.to_thread(tiny_models.save_and_read, "llama_tied", tmp_path, 1, torch.bfloat16)
     expected = await asyncio.to_thread(tiny_models.greedy, model.float(), tiny_models.PROMPT, STEPS)
     output = await greedy(tmp_path, device="cpu", dtype="float32")
     assert list(output.token_ids) == expected.token_ids

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> PreTrainedModel:
-    return tiny_models.save("qwen3", folder)
+    return tiny_models.save_and_read("qwen3", folder)
 
 
 def sequence(model: Model, prompt: Sequence[int], rows: int) -> RunningSequence:

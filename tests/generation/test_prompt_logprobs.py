@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> PreTrainedModel:
-    return tiny_models.save("qwen3", folder)
+    return tiny_models.save_and_read("qwen3", folder)
 
 
 async def test_they_are_those_of_transformers_alone_in_company_and_however_a_prompt_is_cut(

@@ -56,7 +56,7 @@ async def greedy(folder: Path, **settings: object) -> Output:
 @pytest.mark.parametrize("variant", tiny_models.VARIANTS)
 async def test_fp32_tokens_and_logprobs_equal_transformers(variant: str, tmp_path: Path) -> None:
     def reference() -> tiny_models.Greedy:
-        return tiny_models.greedy(tiny_models.save(variant, tmp_path, shards=3), tiny_models.PROMPT, STEPS)
+        return tiny_models.greedy(tiny_models.save_and_read(variant, tmp_path, shards=3), tiny_models.PROMPT, STEPS)
 
     expected = await asyncio.to_thread(reference)
     output = await greedy(tmp_path)

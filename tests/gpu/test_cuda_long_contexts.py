@@ -18,7 +18,7 @@ LENGTHS, STEPS = (9, 33, 40, 75), 10
 @pytest.mark.parametrize("variant", [*tiny_models.OF_ANY_LENGTH, "llama_biases", "qwen3_biases"])
 async def test_fp32_tokens_equal_transformers_alone_and_in_company(variant: str, tmp_path: Path) -> None:
     def reference() -> list[list[int]]:
-        model = tiny_models.save(variant, tmp_path)
+        model = tiny_models.save_and_read(variant, tmp_path)
         return [tiny_models.greedy_anew(model, TEXT[:tokens], STEPS).token_ids for tokens in LENGTHS]
 
     async def ask(model: Model, tokens: int) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from support.cases import EVERYTHING
 from support.kv_blocks import empty_blocks, rows_of
-from support.tiny_models import PROMPT, VARIANTS, VOCABULARY_SIZE, greedy, logits, save, with_attention
+from support.tiny_models import PROMPT, VARIANTS, VOCABULARY_SIZE, greedy, logits, save, save_and_read, with_attention
 
 from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
@@ -98,7 +98,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, 
     @functools.cache
     def make(variant: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Path]:
         folder = tmp_path_factory.mktemp(variant)
-        return save(variant, folder, dtype=dtype), folder
+        return save_and_read(variant, folder, dtype=dtype), folder
 
     return make
 
@@ -112,7 +112,7 @@ def moved(tensor: torch.Tensor, offset_bytes: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fp32_says_the_same_tokens_with_the_same_probabilities(variant: str, tmp_path: Path) -> None:
-    expected = greedy(save(variant, tmp_path, shards=3), PROMPT, STEPS)
+    expected = greedy(save_and_read(variant, tmp_path, shards=3), PROMPT, STEPS)
     token_ids, logprobs = TinyRun(tmp_path, torch.float32).greedy(PROMPT)
     assert token_ids == expected.token_ids
     torch.testing.assert_close(logprobs, expected.logprobs, rtol=0, atol=1e-4)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.model_configs import ABSENT, LLAMA_31_8B, MISTRAL, QWEN25, changed, write
-from support.tiny_models import VARIANTS, save
+from support.tiny_models import VARIANTS, save, save_and_read
 
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.model_config import read_config, read_generation_defaults
@@ -16,7 +16,7 @@ from pipeline.models.ropes import Llama3Scaling
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_reads_what_transformers_wrote(variant: str, tmp_path: Path) -> None:
-    reference = save(variant, tmp_path, dtype=torch.float16).config
+    reference = save_and_read(variant, tmp_path, dtype=torch.float16).config
     config = read_config(tmp_path)
     assert config.family == reference.model_type
     assert (config.hidden_size, config.layers) == (reference.hidden_size, reference.num_hidden_layers)

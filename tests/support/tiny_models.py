@@ -124,23 +124,27 @@ def randomised(config: Any, seed: int, deviation: float = 0.25) -> PreTrainedMod
     return model.eval()
 
 
-def save(
-    variant: str, folder: Path, shards: int = 1, dtype: torch.dtype = torch.float32, layers: int = 3
-) -> PreTrainedModel:
-    """Write the checkpoint of a variant into `folder`, in at least `shards` files, and return what transformers reads.
+def save(variant: str, folder: Path, shards: int = 1, dtype: torch.dtype = torch.float32, layers: int = 3) -> None:
+    """Write the checkpoint of a variant into `folder`, in at least `shards` files."""
+    save_model(build(variant, layers).to(dtype), folder, shards)
 
-    The model is read back because `Module.to` would also round the rotary frequencies, which `from_pretrained` keeps.
+
+def save_and_read(variant: str, folder: Path, shards: int = 1, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The same, and return what transformers reads.
+
+    That is not what was saved, as `Module.to` would also round the rotary frequencies, which `from_pretrained` keeps.
     """
-    return save_model(build(variant, layers).to(dtype), folder, shards)
+    save(variant, folder, shards, dtype)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    return auto_class(config).from_pretrained(folder, dtype=dtype).eval()
 
 
-def save_model(model: PreTrainedModel, folder: Path, shards: int, stacked: bool = False) -> PreTrainedModel:
+def save_model(model: PreTrainedModel, folder: Path, shards: int, stacked: bool = False) -> None:
     """The same with any model. The experts of a layer are one by one, or `stacked`, as transformers computes them."""
     model_bytes = sum(parameter.nbytes for parameter in model.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(folder, max_shard_size=-(-model_bytes // shards), save_original_format=not stacked)
-        return auto_class(model.config).from_pretrained(folder, dtype=model.dtype).eval()
 
 
 def save_new(variant: str, folders: pytest.TempPathFactory, layers: int = 3) -> Path:

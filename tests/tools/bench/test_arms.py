@@ -139,7 +139,7 @@ def test_tokens_agree_up_to_the_first_difference() -> None:
 
 async def test_the_other_arm_asks_for_the_same_tokens(tmp_path: Path) -> None:
     """Its batch through transformers gives, in fp32, what our requests give."""
-    model = tiny_models.save("llama_gqa_llama3", tmp_path, shards=1, dtype=torch.float32)
+    model = tiny_models.save_and_read("llama_gqa_llama3", tmp_path, shards=1, dtype=torch.float32)
     theirs = accelerate_arm.measure(model, Load(6, 6, 4, seed=5), 3)
     assert (theirs["requests"], theirs["passes"]) == (3, 4)
     assert theirs["tokens_per_pass"] == pytest.approx(3 * (6 + 3) / 4)

@@ -23,7 +23,7 @@ def prompts(count: int, most_tokens: int = 40) -> list[list[int]]:
     ]
 
 
-@pytest.fixture(scope="module", params=tiny_models.VARIANTS)
+@pytest.fixture(scope="module", params=tiny_models.UNLIKE)
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save_new(request.param, tmp_path_factory)
 

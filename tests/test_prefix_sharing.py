@@ -20,7 +20,7 @@ QUESTIONS = [[DRAW.randrange(3, tiny_models.VOCABULARY_SIZE) for _ in range(coun
 ROOM: dict[str, Any] = {"dtype": "float32", "context_tokens": 160, "kv_tokens": 1600}
 
 
-@pytest.fixture(scope="module", params=tiny_models.VARIANTS)
+@pytest.fixture(scope="module", params=tiny_models.UNLIKE)
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save_new(request.param, tmp_path_factory)
 

@@ -55,7 +55,7 @@ async def line_stands_full(model: Model) -> None:
         await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize(("variant", "device"), in_turn([*tiny_models.VARIANTS], DEVICES))
+@pytest.mark.parametrize(("variant", "device"), in_turn(tiny_models.UNLIKE, DEVICES))
 async def test_every_family_says_the_same(variant: str, device: str, tmp_path: Path) -> None:
     await asyncio.to_thread(tiny_models.save, variant, tmp_path, 2)
     settings = settings_with_groups(tmp_path, 0.3, 0.3, device=device)

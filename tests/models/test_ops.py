@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.cases import cases
 from torch.nn import functional
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
@@ -44,9 +45,10 @@ def test_rms_norm_has_the_bits_of_transformers(style: NormStyle, norm: Any, dtyp
 
 
 THREADS = (1, 2, 3, 5)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(params=THREADS)
+@pytest.fixture
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """So many threads compute on the CPU."""
     before = torch.get_num_threads()
@@ -70,11 +72,16 @@ def assert_rows_stand_alone(
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("rows", "size"), [(48, 104), (259, 48), (64, 4096), (512, 2048)])
+@pytest.mark.parametrize(
+    ("threads", "dtype", "shape"),
+    cases(THREADS, DTYPES, [(48, 104), (259, 48), (64, 4096), (512, 2048)]),
+    indirect=["threads"],
+    ids=str,
+)
 def test_two_rows_or_more_of_a_product_do_not_depend_on_how_many_they_are(
-    rows: int, size: int, dtype: torch.dtype
+    shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
+    rows, size = shape
     weight = torch.randn(rows, size).to(dtype) / size**0.5
     assert_rows_stand_alone(lambda x: linear(x, weight), dtype, size, fewest=2)
     stored_transposed = weight.T.contiguous()
@@ -82,8 +89,9 @@ def test_two_rows_or_more_of_a_product_do_not_depend_on_how_many_they_are(
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("size", [104, 640, 2050, 11008])
+@pytest.mark.parametrize(
+    ("threads", "dtype", "size"), cases(THREADS, DTYPES, [104, 640, 2050, 11008]), indirect=["threads"], ids=str
+)
 def test_a_row_of_a_norm_or_of_an_activation_does_not_depend_on_the_others(size: int, dtype: torch.dtype) -> None:
     weight = torch.randn(size).to(dtype)
     assert_rows_stand_alone(lambda x: rms_norm(x, weight, 1e-5), dtype, size)

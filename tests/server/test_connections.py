@@ -58,7 +58,7 @@ async def test_offers_of_other_protocols_are_declined_and_floods_refused() -> No
 
 async def test_a_connection_is_not_idle_while_it_answers_its_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.server.process.IDLE_SECONDS", 0.05)
-    body = json.dumps({"prompt": "import os\n", "max_tokens": 200, "stream": True}).encode()
+    body = json.dumps({"prompt": "import os\n", "max_tokens": 60, "stream": True}).encode()
     long = b"POST /v1/completions HTTP/1.1\r\n" + HOST + b"content-length: %d\r\n\r\n" % len(body) + body
     async with asyncio.timeout(20), serving(names=("small",)) as it:
         got = await answers(it, GET + b"\r\n", long, count=3)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.cases import EVERYTHING
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # transformers and what it imports warn about themselves
@@ -59,6 +60,8 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "qwen3_biases": lambda: Qwen3Config(**_SHAPE, num_key_value_heads=4, head_dim=10, attention_bias=True),
 }
 
+UNLIKE = [*VARIANTS] if EVERYTHING else ["llama_mha", "llama_biases", "mistral_window", "qwen2", "qwen3"]
+"""Few that together have what all have, but frequencies: keys that heads share, biases, windows, tied heads, norms."""
 ORIGINAL_POSITIONS = 40
 """Of those whose rotary frequencies depend on the length: two blocks and a half."""
 _LONG_SHAPE = {**_SHAPE, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 22}

@@ -8,10 +8,13 @@ import pytest
 from pipeline.cli import main
 from pipeline.tools.bench.candidates import Samples
 from pipeline.tools.bench.policy_runs import OutputsDiffer
+from pipeline.tools.commands import demo
 from pipeline.tools.commands.demo import INT4, Shown, compared
 
 
-def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "NEW_TOKENS", 24)
+    monkeypatch.setattr(demo, "COMPARED_TOKENS", 20)
     assert main(["demo"]) == 0
     out = capsys.readouterr().out
     assert "groups     at most 4 on the device" in out, "and move in every pass"
@@ -27,12 +30,12 @@ def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> N
     rows_of_table = r"^(as above,?|one group|all may stay) .*? (\d+) +(\S+ k?M?B) +(\d+) +\d+\.\d+ .*?(\d+ of \d+)$"
     *table, int4 = re.findall(rows_of_table, out, re.MULTILINE)
     assert table == [
-        ("as above", "24", "15.9 MB", "4", "96 of 96"),
-        ("one group", "24", "15.9 MB", "1", "32 of 32"),
-        ("all may stay", "0", "0 B", "0", "32 of 32"),
+        ("as above", "24", "15.9 MB", "4", "24 of 24"),
+        ("one group", "24", "15.9 MB", "1", "20 of 20"),
+        ("all may stay", "0", "0 B", "0", "20 of 20"),
     ]
     assert int4[:4] == ("as above,", "32", "5.66 MB", "4")
-    assert 1 < int(int4[4].removesuffix(" of 32")) < 32, "the weights are others"
+    assert 1 < int(int4[4].removesuffix(" of 20")) < 20, "the weights are others"
     verdict = re.search(r"takes (.*)% longer, (more than|which proves nothing beside) the (.*)% of both spreads", out)
     assert verdict is not None, out
     beyond = float(verdict[1]) - float(verdict[3])

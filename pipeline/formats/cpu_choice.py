@@ -14,7 +14,7 @@ import torch
 from pipeline.formats import cpu_compiled, cpu_kept
 from pipeline.formats.cpu_threads import block_threads
 from pipeline.formats.dense import StoredDense
-from pipeline.formats.encoded import Encoded
+from pipeline.formats.encoded import FEW_ROWS, Encoded
 from pipeline.formats.matrix import StoredMatrix
 from pipeline.formats.tensors import stored_dtype
 
@@ -24,7 +24,7 @@ Decode = Callable[[int, int], torch.Tensor]
 ROUNDS = 3
 COLUMNS = 64
 """Of a matrix by which kernels are tried out."""
-ROW_COUNTS = (1, 2, 4, 9)
+ROW_COUNTS = (1, 2, 4, 8, FEW_ROWS + 1)
 """Of x, for which products have different kernels."""
 _chosen: dict[tuple[object, ...], bool] = {}
 

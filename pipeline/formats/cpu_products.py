@@ -17,8 +17,8 @@ from pipeline.formats.cpu_instructions import BYTES, HAS_DOTS
 from pipeline.formats.cpu_threads import share_out, work_together
 from pipeline.formats.encoded import FEW_ROWS, Encoded
 
-TILES = (1, 2, 4)
-"""So many rows are multiplied at once."""
+TILES, WIDE_TILES = (1, 2, 4), (1, 2, 4, cpu_tiles.WIDE_TOKENS)
+"""So many rows are multiplied at once, by what lies in bf16 and by what is decoded in registers."""
 PIECE_NUMBERS = 1 << 20
 """Of a matrix that a thread claims at once: 16 us of one row."""
 ALONE_NUMBERS = 2 << 20
@@ -45,11 +45,10 @@ class Product:
         if len(x_TD) == 2 and not self._x[1].any():  # zeros, with which a single row is filled up for torch's products
             self._x, out, self.result[1] = self._x[:1], out[:1], bias_F
         self._to = (self._x, bias_F.numpy(), out)
-        self._tile = max(tile for tile in TILES if tile <= max(len(self._x), 1))
 
     def by_decoded(self, first: int, decoded_FD: torch.Tensor) -> None:
         """Fill columns from `first` on."""
-        cpu_tiles.decoded_products(self._tile)(_bits(decoded_FD), first, *self._to)
+        cpu_tiles.decoded_products(self._tile(TILES))(_bits(decoded_FD), first, *self._to)
 
     def by_encoded(self, encoded: Encoded) -> bool:
         """Fill all, if rows are few and there is a kernel that decodes such a matrix in registers."""
@@ -62,7 +61,7 @@ class Product:
         """What fills all, as `work_together` takes it; None where it cannot."""
         if len(self._x) > FEW_ROWS or (arguments := RowDecoder.in_registers(encoded)) is None:
             return None
-        return self._work(*arguments, max(PIECE_NUMBERS // encoded.shape[1] // 32, 1) * 32)
+        return self._work(*arguments, max(PIECE_NUMBERS // encoded.shape[1] // 32, 1) * 32, WIDE_TILES)
 
     def by_dense(self, weight_FD: torch.Tensor) -> None:
         """Fill all, by a matrix in bf16 without gaps."""
@@ -70,14 +69,19 @@ class Product:
         if len(self._x) <= FEW_ROWS:
             weights = (_bits(weight_FD), NONE, NONE[0], NONE, 0, columns // 2, 1, columns // 2, 0)
             step = max(PIECE_NUMBERS // 8 // columns // 32, 1) * 32
-            _do([self._work(cpu_tiles.DENSE, 0, weights, step)], rows * columns)
+            _do([self._work(cpu_tiles.DENSE, 0, weights, step, TILES)], rows * columns)
         else:
             step = max(STEP_ROWS, rows // STEPS // torch.get_num_threads() // STEP_ROWS * STEP_ROWS)
             share_out(range(0, rows, step), lambda first: self.by_decoded(first, weight_FD[first : first + step]))
 
-    def _work(self, kind: int, how: int, weights: tuple[Any, ...], step: int) -> Callable[[int], bool]:
-        kernel, claimed = cpu_tiles.products(kind, how, self._tile), np.zeros(cpu_tiles.CLAIMED, np.int64)
+    def _work(
+        self, kind: int, how: int, weights: tuple[Any, ...], step: int, tiles: Sequence[int]
+    ) -> Callable[[int], bool]:
+        kernel, claimed = cpu_tiles.products(kind, how, self._tile(tiles)), np.zeros(cpu_tiles.CLAIMED, np.int64)
         return lambda patience: kernel(claimed, patience, step, weights, *self._to)
+
+    def _tile(self, tiles: Sequence[int]) -> int:
+        return max(tile for tile in tiles if tile <= max(len(self._x), 1))
 
 
 def products(

@@ -23,13 +23,13 @@ DECODED, DENSE, FP8_KIND = range(len(LEVELS), len(LEVELS) + 3)
 IN_BRAIN = (DECODED, DENSE)
 NEXT_ROW, ROWS_DONE, CLAIMED = 0, 8, 16
 """Two numbers that threads share, each in a cache line of its own."""
-SCALES = (np.float32, np.uint16, np.uint8)
-"""Scales as `grouped_products` finds them: in fp32, the bits of bf16, and exponents of two, which these stand for:"""
+SCALES = (np.float32, np.uint16, np.uint8)  # fp32, the bits of bf16, and exponents of two, which these stand for
 POWERS = np.array([*(2.0 ** (exponent - 127) for exponent in range(255)), np.nan], np.float32)
-TILE_ROWS, TILE_ROWS_OF_ONE, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 8, 32, 64, 2048
-"""Rows of a matrix that are multiplied at once by several rows of x and by one, so that adding to a sum need not wait
-for the last time; and blocks whose items and sums fill half of a core's second cache.
-"""
+TILE_ROWS, TILE_ROWS_OF_ONE, WIDE_ROWS, WIDE_TOKENS = 4, 8, 2, 8
+"""Rows of a matrix that are multiplied at once by several rows of x, and by one, so that adding to a sum need not wait
+for the last time; and what is decoded in registers by many: so many rows by so many of x before it is decoded again."""
+BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 32, 64, 2048
+"""Blocks whose items and sums fill half of a core's second cache."""
 GROUPED_SIGNATURE = (
     types.int64[::1],
     types.int64,
@@ -190,7 +190,7 @@ def products(kind: int, how: int, tokens: int) -> Callable[..., bool]:
     are given `claimed`, zeros: each claims `step` rows after the other while there are any. One that has `patience`
     waits a moment for the others, and returns whether all rows are done.
     """
-    tile_rows = TILE_ROWS_OF_ONE if tokens == 1 else TILE_ROWS
+    tile_rows = {1: TILE_ROWS_OF_ONE, WIDE_TOKENS: WIDE_ROWS}.get(tokens, TILE_ROWS)
 
     @njit(cache=True, nogil=True, error_model="numpy")
     def multiply(claimed, patience, step, weights, x_TD, bias_F, out_TF):
@@ -254,8 +254,7 @@ def grouped_products(kind: int, how: int, scaled: int) -> Callable[..., bool]:
     The shape is rows, columns, groups of columns that share a scale, and how many of the last bits of a row's number do
     not change its row of scales. Of each matrix `table` has the addresses of numbers and scales, of which SCALES says
     how they are `scaled`, the column of `out_PF` where its products begin, and where its rows of x begin and end, int64
-    [matrices, 5]. A matrix has a multiple of `TILE_ROWS_OF_ONE` rows. Threads claim `step` rows, which is such a
-    multiple too, as those of `products` do.
+    [matrices, 5]. A matrix has a multiple of `TILE_ROWS_OF_ONE` rows; threads claim `step` rows, such a multiple too.
     """
     item, scale_item = np.uint8 if kind == FP8_KIND else np.uint16, SCALES[scaled]
 
@@ -273,19 +272,23 @@ def grouped_products(kind: int, how: int, scaled: int) -> Callable[..., bool]:
             row, stop = piece % each * step, min(piece % each * step + step, rows)
             while row < stop:
                 if end - begin == 1:
-                    at = (row, column + row, begin, 0)
-                    add_up(weights, x_PD, sums, to, at, (kind, how), TILE_ROWS_OF_ONE, 1)
+                    add_up(weights, x_PD, sums, to, (row, column + row, begin, 0), (kind, how), TILE_ROWS_OF_ONE, 1)
                     row += TILE_ROWS_OF_ONE
                 elif end - begin < TILE_ROWS:
                     for p in range(begin, end, 2):
                         at = (row, column + row, min(p, end - 2), 0)
                         add_up(weights, x_PD, sums, to, at, (kind, how), TILE_ROWS, 2)
                     row += TILE_ROWS
-                else:
+                elif kind == DENSE or end - begin < WIDE_TOKENS:
                     for p in range(begin, end, TILE_ROWS):
                         at = (row, column + row, min(p, end - TILE_ROWS), 0)
                         add_up(weights, x_PD, sums, to, at, (kind, how), TILE_ROWS, TILE_ROWS)
                     row += TILE_ROWS
+                else:
+                    for p in range(begin, end, WIDE_TOKENS):
+                        at = (row, column + row, min(p, end - WIDE_TOKENS), 0)
+                        add_up(weights, x_PD, sums, to, at, (kind, how), WIDE_ROWS, WIDE_TOKENS)
+                    row += WIDE_ROWS
             cpu.claim(claimed, ROWS_DONE, 1)
             piece = cpu.claim(claimed, NEXT_ROW, 1)
         while cpu.claim(claimed, ROWS_DONE, 0) < pieces and patience > 0:

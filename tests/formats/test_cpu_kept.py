@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pipeline.formats.cpu_kept import load
 
@@ -60,3 +62,22 @@ def test_what_is_kept_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("nothing is to be compiled"))
     load(SimpleNamespace(_cache=cache, targetctx=None, compile=compiled.append), "signature", "")
     assert compiled == ["signature"]
+
+
+def test_every_kernel_for_rows_in_bf16_is_made_ready_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a later number of rows is the first to need would be compiled while a pass computes."""
+    products = pytest.importorskip("pipeline.formats.cpu_products", exc_type=ImportError)
+    if not products.HAS_DOTS:
+        pytest.skip("needs AVX-512 BF16, without AMX")
+    asked = set[tuple[object, ...]]()
+
+    def told(name: str, make: Callable[..., object]) -> None:
+        monkeypatch.setattr(products.cpu_tiles, name, lambda *kind: asked.add((name, *kind)) or make(*kind))
+
+    for name in ("products", "decoded_products"):
+        told(name, getattr(products.cpu_tiles, name))
+    products.multiply_once()
+    ready, weight_FD = {*asked}, torch.zeros(products.STEP_ROWS, 2 * products.BYTES, dtype=torch.bfloat16)
+    for rows in range(1, 2 * products.FEW_ROWS + 2):
+        products.dense_product(weight_FD, torch.ones(rows, weight_FD.shape[1], dtype=torch.bfloat16), None)
+    assert asked == ready

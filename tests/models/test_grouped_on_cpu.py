@@ -1,5 +1,8 @@
 """Experts in one call on a CPU: what single products give, whatever the company, rows and threads."""
 
+import threading
+from concurrent.futures import Future
+
 import pytest
 import torch
 
@@ -129,3 +132,18 @@ def test_what_the_kernels_do_not_know_is_left_to_others() -> None:
         assert laid(KIND, Weights({}, dict.fromkeys(("gate", "up", "down"), one))) is None
     assert laid(KIND, Weights({}, {**weights.matrices, "up": matrix("blocks", SIZE, HIDDEN)})) is None
     assert laid(KIND, Weights({}, {**expert("blocks").matrices, "up": matrix("matrix", SIZE, HIDDEN)})) is None
+
+
+def test_a_call_that_is_done_leaves_nothing_to_a_thread_that_was_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that computes something else would get a piece of nothing for each call, and keep their rows meanwhile."""
+    grouped, others, free = GroupedOnCpu(2), list[Future[object]](), threading.Event()
+    assert grouped._others is not None
+    grouped._others.submit(free.wait, 10)
+    submit = grouped._others.submit
+    monkeypatch.setattr(grouped._others, "submit", lambda *given: others.append(submit(*given)) or others[-1])
+    output_PD, row_P = torch.empty(1, HIDDEN, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.int64)
+    grouped.multiply(KIND, [(known(expert("bf16")), 0, 1)], torch.randn(1, HIDDEN).bfloat16(), row_P, output_PD)
+    cancelled = [one.cancelled() for one in others]
+    free.set()
+    grouped.close()
+    assert cancelled == [True]

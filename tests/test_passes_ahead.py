@@ -95,7 +95,7 @@ async def test_whoever_comes_gets_its_pass_and_whoever_leaves_changes_nobodys_to
     long = asyncio.create_task(model.generate(PROMPTS[0], **GREEDY, max_new_tokens=60))
     leaving = asyncio.create_task(model.generate(PROMPTS[1], **GREEDY, max_new_tokens=60))
     while len(ahead) < 5:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
     assert await generate(model, **GREEDY) == expected
     leaving.cancel()
     assert await generate(model, **GREEDY) == expected

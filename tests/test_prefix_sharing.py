@@ -101,7 +101,7 @@ async def test_cancelling_a_call_ends_all_its_samples(checkpoint: Path) -> None:
             before = model.statistics().passes
             await asyncio.sleep(0)
             while model.statistics().passes < before + passes:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
             assert await answer(model, SYSTEM) == expected

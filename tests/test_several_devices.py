@@ -274,7 +274,7 @@ def test_what_looks_at_one_line_refuses_several(deep: Path) -> None:
 
 def test_a_pass_uses_the_links_of_all_devices_at_once(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one of a single request: what moves comes over two links, each of which copies at a rate of its own."""
-    bytes_per_second, least_bytes, new_tokens = 3e6, 20_000, 4
+    bytes_per_second, least_bytes, new_tokens = 3e6, 20_000, 2
     monkeypatch.setattr("pipeline.generation.drawn_sections.HOP_SECONDS", 0.0)
     copy_bytes = cpu.copy_bytes
 

@@ -41,6 +41,8 @@ ONE_LOOP = {
     *("test_damaged_quantised.py", "test_quantised_models.py", "test_completions.py", "test_chat_completions.py"),
     *("test_chat.py", "test_forced_calls.py"),
     *("test_bad_checkpoints.py", "test_damaged_experts.py", "test_embedding_stays.py", "test_prompt_logprobs.py"),
+    *("test_experts_as_one.py", "test_logit_rows.py", "test_nested_models.py", "test_repeated_work.py"),
+    "test_rows_together.py",
     *(
         "test_cuda_company.py",
         "test_cuda_doctor.py",
@@ -59,7 +61,8 @@ ON_UVLOOP = {
     *("test_unlike_layers.py", "test_hung_reads.py", "test_launched_as_one.py", "test_open.py", "test_promises.py"),
     *("test_recovery.py", "test_experts.py", "test_connections.py", "test_ray.py", "test_several_devices.py"),
     *("test_nodes.py", "test_node_recordings.py", "test_nodes_seen.py", "test_latent_attention.py"),
-    *("test_cpu_experts.py", "test_cuda_line.py", "test_cuda_sessions.py"),
+    *("test_cpu_experts.py", "test_cuda_line.py", "test_cuda_sessions.py", "test_passes_ahead.py"),
+    "test_sections_seen.py",
 }
 """Long tests of what a loop could change: they run on the one that the commands use."""
 EACH_VALUE = {

@@ -11,8 +11,8 @@ from numba.extending import intrinsic
 
 FEATURES = binding.get_host_cpu_features()
 HAS_LOOK_UP = bool(FEATURES.get("avx512bw"))
-HAS_DOTS = FEATURES.get("avx512bf16") and not FEATURES.get("amx-bf16") and binding.llvm_version_info >= (20, 0, 0)
-"""With AMX torch multiplies many rows faster. LLVM before that of numba 0.62 gives the instruction other types."""
+HAS_DOTS = FEATURES.get("avx512bf16") and binding.llvm_version_info >= (20, 0, 0)
+"""LLVM before that of numba 0.62 gives the instruction other types."""
 BYTES = 16
 """Of pairs that are decoded at once."""
 LINE_BYTES = 64

@@ -40,15 +40,15 @@ def share_out(items: Sequence[int], work: Callable[[int], object]) -> None:
         raise errors[0]
 
 
-def work_together(work: Callable[[int], bool]) -> None:
-    """Call `work` here and on as many more threads as torch computes with here, which hold no interpreter lock in it
-    and claim pieces of it by themselves.
+def work_together(work: Callable[[int], bool], most_threads: int) -> None:
+    """Call `work` here and on more threads, as many as torch computes with here, but at most so many together. They
+    hold no interpreter lock in it, and claim pieces of it by themselves.
 
     It is given the patience to wait for pieces of others that are not done when none is left, and returns whether all
     are: a thread that has not woken up by then is not waited for. Raises what it raises here.
     """
     threads, done = torch.get_num_threads(), False
-    others = [block_threads(threads).submit(work, 0) for _ in range(threads - 1)]
+    others = [block_threads(threads).submit(work, 0) for _ in range(min(threads, most_threads) - 1)]
     try:
         done = work(PATIENCE)
     finally:
@@ -61,12 +61,13 @@ def work_together(work: Callable[[int], bool]) -> None:
 def block_threads(count: int) -> Threads:
     """So many. They last as long as the process, and serve all models, so their name is not that of a model's threads.
 
-    In each torch computes with one thread. What was set last it takes for every thread that is yet to begin, so that
-    the number is set again here once they have.
+    In each torch computes with one thread. What was set last it takes for every thread that is yet to begin, or to ask
+    for the number the first time, so that each asks before, and the number is set again here once they have.
     """
     ready = threading.Barrier(count + 1)
 
     def first() -> None:
+        torch.get_num_threads()
         torch.set_num_threads(1)
         ready.wait()
 

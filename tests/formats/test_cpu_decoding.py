@@ -174,6 +174,16 @@ def test_an_error_of_shared_work_is_raised_when_all_threads_are_done() -> None:
     assert sorted(done) == [*range(6)] or torch.get_num_threads() < 2
 
 
+def test_torch_computes_with_one_thread_in_each_however_often_it_is_asked() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        asked = [block_threads(3).submit(torch.get_num_threads).result() for _ in range(4)]
+    finally:
+        torch.set_num_threads(threads)
+    assert asked == [1, 1, 1, 1]
+
+
 def test_a_thread_that_has_begun_to_work_together_is_waited_for_and_no_other() -> None:
     begun, late, threads, given = Event(), Event(), torch.get_num_threads(), list[int]()
 
@@ -192,13 +202,17 @@ def test_a_thread_that_has_begun_to_work_together_is_waited_for_and_no_other() -
     torch.set_num_threads(2)
     try:
         busy = [pool.submit(late.wait, 9) for _ in range(2)]
-        work_together(work)
+        work_together(work, 2)
         late.set()
         assert all(one.result() for one in busy)
         assert given == [PATIENCE]
         late.clear()
-        work_together(work_longer)
+        work_together(work_longer, 2)
         assert given == [PATIENCE, 0]
+        begun.clear()
+        work_together(lambda patience: begun.set() if not patience else True, 1)  # type: ignore[arg-type,return-value]
+        assert pool.submit(int).result() == 0
+        assert not begun.is_set(), "one thread was asked for"
     finally:
         late.set()
         torch.set_num_threads(threads)

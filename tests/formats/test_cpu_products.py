@@ -25,7 +25,8 @@ from pipeline.formats.tensors import TensorRange, TensorSpec
 
 cpu_products = pytest.importorskip("pipeline.formats.cpu_products", reason="needs numba", exc_type=ImportError)
 ROWS, COLUMNS = SHAPE = (70, 256)
-pytestmark = pytest.mark.skipif(not cpu_products.HAS_DOTS, reason="needs AVX-512 BF16, without AMX")
+HAS_DOTS = cpu_products.HAS_DOTS and cpu_compiled.has_dots()
+pytestmark = pytest.mark.skipif(not HAS_DOTS, reason="needs AVX-512 BF16, without AMX")
 
 
 def fp8(rows: int, columns: int, group: int | None = None, dtype: torch.dtype = torch.bfloat16) -> Float8Matrix:

@@ -22,7 +22,8 @@ from pipeline.models.experts import expert_product
 from pipeline.models.feed_forwards import Experts, FeedForward, Routing
 
 cpu_products = pytest.importorskip("pipeline.formats.cpu_products", reason="needs numba", exc_type=ImportError)
-pytestmark = pytest.mark.skipif(not cpu_products.HAS_DOTS, reason="needs AVX-512 BF16, without AMX")
+HAS_DOTS = cpu_products.HAS_DOTS and cpu_compiled.has_dots()
+pytestmark = pytest.mark.skipif(not HAS_DOTS, reason="needs AVX-512 BF16, without AMX")
 HIDDEN, SIZE, CHOSEN, ROWS = 64, 32, 2, 40
 BY_ROW = Float8("", ("scale",), 1, None)
 Scales: TypeAlias = Callable[..., torch.Tensor]

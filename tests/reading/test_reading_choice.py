@@ -144,11 +144,11 @@ def test_measuring_a_slow_disk_ends_in_time_and_begins_no_further_read(
     def slow(descriptor: int, buffers: list[memoryview], position: int, flags: int = 0) -> int:
         begun[0] += not flags
         if begun[0] > reads:
-            time.sleep(0.9)
+            time.sleep(0.45)
         return preadv(descriptor, buffers, position, flags)
 
     monkeypatch.setattr(os, "preadv", slow)
-    monkeypatch.setattr(reading_choice, "LONGEST_SECONDS", 1.5)
+    monkeypatch.setattr(reading_choice, "LONGEST_SECONDS", 0.75)
     choice = choose_reading(files, {"lanes": 3}, beside=False, has_experts=False)
     assert begun[0] < reads + 20, "more than one lane after another begins in that time"
     assert (choice == ReadingChoice(Reading(lanes=3), "the default, for nothing could be measured")) != measured

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.cases import EVERYTHING
 from support.kv_places import settings_with_room
 from support.odd_ends import WAYS, End, OddPolicy, OddStage, odd_reads, stop_tasks
 from support.small_checkpoints import write_small_checkpoint
@@ -28,7 +29,7 @@ from support.small_checkpoints import write_small_checkpoint
 from pipeline import Model, PenstockError
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
-RUNS = int(os.environ.get("PENSTOCK_RANDOM_RUNS", "80"))
+RUNS = int(os.environ.get("PENSTOCK_RANDOM_RUNS", "120" if EVERYTHING else "80"))
 SEED = int(os.environ.get("PENSTOCK_RANDOM_SEED", "0"))
 MOST_SECONDS = 1.0
 """From the end to the answer of the last caller. On a machine that does much else, one of three attempts must do."""

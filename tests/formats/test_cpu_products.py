@@ -25,8 +25,14 @@ from pipeline.formats.tensors import TensorRange, TensorSpec
 
 cpu_products = pytest.importorskip("pipeline.formats.cpu_products", reason="needs numba", exc_type=ImportError)
 ROWS, COLUMNS = SHAPE = (70, 256)
-HAS_DOTS = cpu_products.HAS_DOTS and cpu_compiled.has_dots()
-pytestmark = pytest.mark.skipif(not HAS_DOTS, reason="needs AVX-512 BF16, without AMX")
+HAS_FASTER_DOTS = cpu_compiled.has_dots
+pytestmark = pytest.mark.skipif(not cpu_products.HAS_DOTS, reason="needs AVX-512 BF16")
+
+
+@pytest.fixture(autouse=True)
+def with_or_without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AMX torch multiplies by matrices in bf16, though the kernels are there."""
+    monkeypatch.setattr(cpu_compiled, "has_dots", lambda: True)
 
 
 def fp8(rows: int, columns: int, group: int | None = None, dtype: torch.dtype = torch.bfloat16) -> Float8Matrix:
@@ -195,7 +201,7 @@ def test_what_compiles_kernels_is_loaded_where_some_may_be_used(
 def test_torch_multiplies_where_it_does_better(dots: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: dots)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert cpu_compiled.has_dots.__wrapped__() == (dots and not amx)
+    assert HAS_FASTER_DOTS.__wrapped__() == (dots and not amx)
 
 
 def test_kernels_that_cannot_be_kept_say_where_others_could(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,8 +55,8 @@ class EngineSettings:
             each at once; or a class of yours that is an `EvictionPolicy`.
         lookahead: whether the router of the next layer is asked beforehand, where its group stays, and what it would
             choose is read while the disk stands still. It is often right; where it is not, that stops by itself. "auto"
-            does that with a GPU whose experts come from the disk, while passes with it take no longer than those
-            without, of which some are timed now and then.
+            does that where experts come from the disk, while passes with it take no longer than those without, of
+            which some are timed now and then.
         cpu_experts: whether the CPU computes experts that a GPU has not, from their slots in host memory, in passes of
             at most 64 rows; "auto" those with which a layer ends earlier, by the rates of the link and of the CPU, and
             True all. Log-probabilities then depend, in their last digits, on where an expert was computed.

@@ -30,9 +30,9 @@ class LookAhead:
 
     @classmethod
     def of(cls, line: ExpertLine, setting: bool | str) -> "LookAhead":
-        """By `lookahead` of the settings. "auto" looks ahead where experts are read from the disk for a GPU."""
+        """By `lookahead` of the settings. "auto" looks ahead where experts are read from the disk."""
         layers = len({layer for layer, _ in line.room.catalog.order})
-        reads = len(line.budgets) > 1 and sum(line.budgets[0].slots.values()) < line.room.count
+        reads = sum(line.budgets[0].slots.values()) < line.room.count
         return cls(line.store, layers, always=setting is True, gated=setting == "auto" and reads)
 
     def begin(self, rows: int) -> None:

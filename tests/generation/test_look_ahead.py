@@ -23,10 +23,11 @@ def line(host: int, *, places: int = 2, experts: int = 20, layers: int = 3) -> A
         (False, line(5), False),
         ("auto", line(5), True),
         ("auto", line(20), False),
-        ("auto", line(5, places=1), False),
+        ("auto", line(5, places=1), True),
+        ("auto", line(20, places=1), False),
     ],
 )
-def test_auto_is_for_experts_that_a_gpu_has_from_the_disk(setting: bool | str, where: Any, asks: bool) -> None:
+def test_auto_is_for_experts_from_the_disk(setting: bool | str, where: Any, asks: bool) -> None:
     ahead = LookAhead.of(where, setting)
     ahead.begin(1)
     assert ahead.asks is asks

@@ -30,8 +30,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def test_a_run_reads_what_a_replay_reads(checkpoint: Path, slots: tuple[int, ...], policy: str) -> None:
     places = {"device": "cpu", "gpu_experts": slots[-1]}
     if len(slots) > 1:
-        places = {"device": "cpu-copy", "gpu_experts": slots[-1], "host_experts": slots[0], "lookahead": False}
-    async with Model.open(checkpoint, context_tokens=64, expert_cache=policy, **places) as model:
+        places = {"device": "cpu-copy", "gpu_experts": slots[-1], "host_experts": slots[0]}
+    async with Model.open(checkpoint, context_tokens=64, expert_cache=policy, lookahead=False, **places) as model:
         half, line = model.runtime.section.expert_half, model.runtime.expert_line
         assert half is not None
         assert line is not None

@@ -15,6 +15,9 @@ from pipeline.formats.cpu_compiled import dense_products
 from pipeline.formats.matrix import Matrix
 from pipeline.formats.tensors import TensorRange, TensorSpec, stored_dtype
 
+SMALL_NUMBERS = 1 << 11
+"""Of a matrix by which torch multiplies two rows in bf16 by a kernel of its own, and more rows by oneDNN."""
+
 
 @dataclass(frozen=True, slots=True)
 class DenseMatrix:
@@ -107,8 +110,19 @@ def cast_bytes(tensor: TensorRange, dtype: torch.dtype) -> int:
 def linear(x_TD: torch.Tensor, weight_FD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
     """[T, D] times [F, D] transposed, plus bias: [T, F] in the dtype of `x_TD`. Weights of another dtype are cast."""
     weight_FD, bias_F = weight_FD.to(x_TD.dtype), None if bias_F is None else bias_F.to(x_TD.dtype)
-    if x_TD.dtype is torch.float32 and x_TD.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        # Left to itself torch takes MKL here, whose rows depend on how many there are and how many threads share them.
+    if x_TD.device.type == "cpu" and _takes_one_dnn(weight_FD):
+        # Left to itself torch takes MKL in fp32, whose rows depend on how many there are and how many threads share
+        # them, and in bf16 a kernel of its own for products of at most 4,096 numbers, which other rows make larger.
         product_TF: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_TD, weight_FD, bias_F, "none", [], "")
         return product_TF
     return functional.linear(x_TD, weight_FD, bias_F)
+
+
+def _takes_one_dnn(weight_FD: torch.Tensor) -> bool:
+    """Whether a product must be asked of oneDNN, so that it is what computes it for any number of rows."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if weight_FD.dtype is torch.float32:
+        return True
+    is_small = weight_FD.dtype is torch.bfloat16 and weight_FD.numel() <= SMALL_NUMBERS
+    return is_small and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -115,3 +115,11 @@ def test_activations_are_those_of_torch(by_formula: bool, dtype: torch.dtype) ->
     torch.testing.assert_close(sigmoid_gate(x.clone(), x.clone()), x * torch.sigmoid(x))
     theirs = GptOssExperts._apply_gate(SimpleNamespace(limit=CLAMP.limit, alpha=CLAMP.slope), torch.stack((x, -x), 1))
     torch.testing.assert_close(clamped_gate(x.clone(), -x, CLAMP), theirs[:, 0], rtol=ROUNDED[dtype], atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 2048), (64, 32)])
+def test_a_small_matrix_gives_a_row_the_same_bits_among_two_and_more(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight_FD, x_TD = torch.randn(shape).to(torch.bfloat16), torch.randn(12_000, shape[1]).to(torch.bfloat16)
+    pairs = torch.cat([linear(x_TD[at : at + 2], weight_FD) for at in range(0, len(x_TD), 2)])
+    assert torch.equal(linear(x_TD, weight_FD), pairs)

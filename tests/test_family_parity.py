@@ -118,7 +118,7 @@ def test_bits_do_not_depend_on_company(name: str, share_prefixes: bool, folders:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_flag_is_read_and_counts(name: str, folders: Path) -> None:
-    """That a flag counts is asked of transformers alone: it says that the cases above would notice it missing."""
+    """With PENSTOCK_TESTS=all transformers alone is asked if a flag counts: the cases above would notice it missing."""
     stated = json.loads((folders / name / "config.json").read_text())
 
     @torch.no_grad()

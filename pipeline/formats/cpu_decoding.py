@@ -85,10 +85,8 @@ class RowDecoder:
         scaled = SCALED.get(torch.uint8 if is_exponent(scales) else scales.dtype)
         if how is None or scaled is None or encoded.kind != "fp8" or not encoded.numbers.is_contiguous():
             return None
-        groups, shares = encoded.shape[1] // encoded.group, scales.stride(0) == 0
-        if (groups > 1 and scales.stride(1) != 1) or not (shares or scales.stride(0) == groups):
-            return None
-        if encoded.block_rows & (encoded.block_rows - 1):
+        shares = scales.stride(0) == 0
+        if not (shares or scales.is_contiguous()) or encoded.block_rows & (encoded.block_rows - 1):
             return None
         return how, scaled, ALL_BITS if shares else encoded.block_rows.bit_length() - 1
 

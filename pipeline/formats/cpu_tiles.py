@@ -1,7 +1,7 @@
 """Products of rows in bf16, by the instruction of AVX-512 that multiplies 32 items of a row by as many of another one.
 
-It adds neighbours up to 16 sums in fp32. Matrices are in bf16, or have numbers of 4 bits that are decoded in registers,
-as `cpu_vectors` does. As there, all that a kernel calls is in its file, but for instructions.
+It adds neighbours up to 16 sums in fp32. Matrices are in bf16, or have numbers of 4 bits or FP8 that are decoded in
+registers, as `cpu_vectors` does. As there, all that a kernel calls is in its file, but for instructions.
 """
 
 import functools

@@ -68,7 +68,7 @@ def test_every_kernel_for_rows_in_bf16_is_made_ready_at_once(monkeypatch: pytest
     """One that a later number of rows is the first to need would be compiled while a pass computes."""
     products = pytest.importorskip("pipeline.formats.cpu_products", exc_type=ImportError)
     if not products.HAS_DOTS:
-        pytest.skip("needs AVX-512 BF16, without AMX")
+        pytest.skip("needs AVX-512 BF16")
     asked = set[tuple[object, ...]]()
 
     def told(name: str, make: Callable[..., object]) -> None:

@@ -220,7 +220,7 @@ def test_several_matrices_give_what_each_gives_alone(
     is_fp8: bool, group: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_products, "GROUPED_ROWS", 24)  # so that a last piece has fewer
-    counts, threads = (1, 2, 3, 4, 6, 24), torch.get_num_threads()
+    counts, threads = (1, 2, 3, 4, 6, 11, 24), torch.get_num_threads()
     each: list[torch.Tensor | Float8Matrix]
     each = [fp8(64, COLUMNS, group) if is_fp8 else torch.randn(64, COLUMNS).to(torch.bfloat16) for _ in counts * 2]
     int4 = matrices()["int4"].encoded()

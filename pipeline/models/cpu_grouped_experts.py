@@ -101,9 +101,8 @@ def _kernels_for(weights: Weights) -> tuple[ModuleType, Sequence[object]] | None
     encoded = [one for one in map(encoded_of, matrices) if one is not None]
     if len(encoded) < len(matrices):
         return None
-    rows = [torch.empty(1, one.shape[1], dtype=torch.bfloat16) for one in encoded]
-    products = cpu_compiled.products(rows[0])
-    return None if products is None or not all(map(products.can_multiply, rows)) else (products, encoded)
+    products = cpu_compiled.products(torch.empty(1, encoded[0].shape[1], dtype=torch.bfloat16))
+    return None if products is None else (products, encoded)
 
 
 def _lies_in(weights: Weights, address: int) -> bool:

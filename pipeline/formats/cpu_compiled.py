@@ -10,8 +10,8 @@ from types import ModuleType
 import torch
 
 logger = logging.getLogger("penstock")
-LEAST_NUMBERS = 1 << 20
-"""Of a matrix in bf16: by smaller ones torch multiplies as fast, and numba takes memory."""
+LEAST_NUMBERS = 1 << 18
+"""Of a matrix in bf16; a router of 128 experts has as many. By smaller ones torch takes hardly longer."""
 
 
 @functools.cache

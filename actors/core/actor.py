@@ -142,7 +142,7 @@ class Actor:
         if outlet is None:
             raise LineError(f"{self.name} stands last in the line, but sends messages")
         while (following := outlet.bystander) is not None and following._only_hands_on(message):
-            # A group that stays costs no turn of the loop for each actor that only hands it on.
+            # Waking each actor that only hands the message on would cost a turn of the event loop each.
             if not outlet.is_handed_on():
                 await self.stalled("room", message, outlet.handed_on())
             if (beyond := following._pass_on(message)) is None:
@@ -160,7 +160,10 @@ class Actor:
         return False
 
     def _pass_on(self, message: Message[Any]) -> tuple[Message[Any], Sender[Message[Any]]] | None:
-        """Let the actor before hand such a message on, while this one waits: what it sends, and where to, if it can."""
+        """Hand a message on in the name of this actor, which waits for one: called by the actor before it.
+
+        Returns the message to send on and the channel to send it into; None where this actor must take it itself.
+        """
         wiring = self.wiring
         if wiring.outlet is None or message.seq != wiring.next_seq or (onward := self._onward(message)) is None:
             return None

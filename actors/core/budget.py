@@ -30,7 +30,10 @@ class BudgetStatistics:
 
 @dataclass(slots=True)
 class _Cell:
-    """One piece of memory, and the event of the last operation on it. Its home is a kind, or the resident group's."""
+    """One piece of memory, and the event of the last operation on it.
+
+    Its `home` is the kind of slot that it serves, or the key of the one group that is resident in it.
+    """
 
     home: str | GroupKey
     index: int
@@ -48,9 +51,9 @@ class Slot:
 
     Attributes:
         after: the last reader's event. Nothing may be written into `buffer` before it (rule 3).
-        filled: the last operation that this lease, or the one before it, has put on the memory.
-        filler: the name of the actor that moved them, for errors.
-        source: the slot that the bytes came from, where it is kept to take them back.
+        filled: the event of the last operation on the memory, of this lease or, before its first, of the one before.
+        filler: the name of the actor that moved the bytes here, for errors.
+        source: the slot that the bytes came from, where the mover `keeps_source`.
         kept: in the cell of a resident group whose bytes an earlier lease has moved, their event; else None.
     """
 
@@ -141,7 +144,7 @@ class Budget:
         return self._lease(free)
 
     def find(self, group: GroupKey) -> Slot | None:
-        """The slot of a resident group whose bytes lie there; None where there is none, or one must wait for it."""
+        """Lease the slot of a resident group, if its bytes lie there and no actor waits for a slot; else None."""
         free = self._free[group] if group in self.residents else None
         if not free or free[0].kept is None or not self._turns.can_go(lambda: True):
             return None

@@ -60,7 +60,7 @@ def behind(message: Message[Any], own: Event, filler: str) -> Event:
 
 
 def parts(*events: Given) -> Sequence[Given | Event]:
-    """The events that these stand for: themselves, but for chains."""
+    """These events, with each chained one replaced by the events that a device waits for in its place."""
     if Chained not in map(type, events):
         return events
     return [part for event in events for part in (event.parts if isinstance(event, Chained) else (event,))]

@@ -91,7 +91,7 @@ class Sender(_End[Item]):
 
     @property
     def bystander(self) -> Any:
-        """The receiver, as it has called itself with `stand_by`."""
+        """The actor that receives, where it has registered itself with `stand_by`; else None."""
         return self._shared.bystander
 
     def is_handed_on(self) -> bool:
@@ -99,7 +99,7 @@ class Sender(_End[Item]):
         return self._shared.senders.can_go(self._shared.is_handed_on)
 
     async def handed_on(self) -> None:
-        """Wait for that."""
+        """Wait until the receiver has handed on all that was sent, and waits for more."""
         await self._shared.senders.take_turn(self._shared.is_handed_on)
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ class Receiver(_End[Item]):
         return item
 
     def stand_by(self, bystander: Any) -> None:
-        """Let senders know the receiver as one that does nothing with some items but hand them on."""
+        """Register the actor that receives, so that the sender can pass it by with items that it would only hand on."""
         self._shared.bystander = bystander
 
     @property

@@ -19,7 +19,7 @@ Named: TypeAlias = Callable[[BaseException], ActorFailed]
 """Gives an error the name of the actor that it comes from."""
 
 Then: TypeAlias = Callable[[BaseException | None], BaseException | None]
-"""Takes the error of a task that has ended, or None, and gives the one that counts: a good end may be an error, too."""
+"""Takes the error of a task that has ended, or None, and returns the error to report: to return early is one, too."""
 
 
 class Crew:

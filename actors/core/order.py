@@ -35,5 +35,5 @@ def halves(order: Sequence[GroupKey]) -> list[GroupKey]:
 
 
 def lanes(order: Sequence[GroupKey]) -> dict[GroupKey, str]:
-    """The part of a layer that each group counts as: in whose lane it is computed, where each part has one."""
+    """For each group, the part of a layer that it counts as; where each part has a lane, it is computed in that one."""
     return {key: part for key, (_, part) in zip(order, halves(order), strict=True)}

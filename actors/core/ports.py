@@ -200,9 +200,10 @@ class Program(Protocol):
         return ()
 
     def ahead(self, pass_: Any, /) -> Any | None:
-        """Begin the next pass behind one of which all is launched and nothing is known; None where it must be known.
+        """Begin the next pass behind a pass whose groups are all launched, before the results of that are known.
 
-        The next pass is launched, too, before this one is finished. All before this one are finished.
+        None where the next pass depends on these results. Every pass before this one is finished; this one is finished
+        when the next one is launched, too.
         """
         return None
 

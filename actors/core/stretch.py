@@ -8,13 +8,15 @@ from actors.core.message import READY, Message
 from actors.core.ports import Program
 
 MOST_GROUPS = 16
-"""A pass that is not needed any more is left behind the stretch in hand, and a failure names the first of these."""
+"""Not all of a pass: one that no request needs any more stops only behind the stretch in hand, and a failure names only
+the first group of a stretch."""
 
 
 def stretches(messages: Iterable[Message[Slot]], program: Program) -> Iterator[Sequence[Message[Slot]]]:
-    """Cut groups that follow one another, the same in every pass; one that moves is the first, and alone.
+    """Cut groups that follow one another into stretches, the same ones in every pass.
 
-    One of the program's `hops` begins another stretch: something has to come before it. What is `apart` is alone, too.
+    A first group that moves is alone. A group of the program's `hops` begins a new stretch, as the host waits for the
+    pass before it. A group that is `apart` is alone, too.
     """
     messages, hops, apart = iter(messages), program.hops, program.apart
     stretch = [*itertools.islice(messages, 1)]

@@ -16,8 +16,9 @@ class Span(NamedTuple):
 
     Attributes:
         actor: the name of the actor that spent the time.
-        what: "work", or what the actor waited for: "message" (starved), "room" (blocked), "slot", "event", "check",
-            the "lane" of an uploader, "companion" bytes, a "request" to compute for, the "result" of a pass.
+        what: "work", or what the actor waited for: a "message" (starved), "room" (blocked), a "slot", an "event", the
+            "check" of a blocking policy, the "lane" of an uploader, "companion" bytes or experts, a "request" to
+            compute for, a "hop" from another line, the "result" of a pass.
         layer, group, seq: the message in hand.
         started, ended: when, by the line's clock.
         slot: index of the slot that was worked on; -1 for a wait, and where there is no slot.
@@ -41,9 +42,10 @@ class Span(NamedTuple):
 
 
 class Count(NamedTuple):
-    """How many there were from a moment on: messages in the queue of an actor, or leased slots of a budget.
+    """How many there were from the moment `at` on.
 
-    `counter` is "queue <actor>" or "slots <place>".
+    `counter` is "queue <actor>" for the messages in the queue of an actor, "slots <budget>" for the leased slots of a
+    budget, or a name that the pipeline gives to a count of its own.
     """
 
     counter: str

@@ -41,7 +41,8 @@ class Turns:
     async def take_turn(self, ready: Callable[[], bool]) -> None:
         """Return once all before have gone and `ready()` holds.
 
-        A task that was cancelled, swallowed that and went on does not wait: it would not be cancelled again.
+        Raises CancelledError in a task that has swallowed a cancellation: it would wait for ever, as nobody cancels it
+        a second time.
         """
         if self.can_go(ready):
             return

@@ -1,4 +1,4 @@
-"""What the section of one line asks of the whole, of which it computes a part."""
+"""What a section asks of the program of which it computes a part: the `whole`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Passes(Protocol[Asking]):
         """Wait until there is work, and return the state of one pass over it."""
 
     def ahead(self, section: Asking, pass_: GenerationPass, /) -> GenerationPass | None:
-        """Begin the next pass behind one of which all is launched and nothing is known; None where it must be known."""
+        """As `Program.ahead`: begin the next pass before the results of this one are known, or None."""
 
     async def arrive(self, section: Asking, pass_: GenerationPass, message: Message[Slot], /) -> Arrived:
         """Wait until the pass stands before a group, one of the section's hops; returns what comes with it."""

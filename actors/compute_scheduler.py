@@ -23,22 +23,20 @@ from actors.core.stretch import has_arrived, stretches
 class ComputeScheduler(Sink):
     """Launches each group's computation behind the group's event, so that the host never stands between two groups.
 
-    Where nothing moves, all of a pass is launched before anybody has the tokens of the one before: what is done with
-    them then overlaps with it. A blocking scheduler checks each group in first. With a queue it reports every start and
-    end to the planner; without one it keeps groups that stay, and computes several as one unless a trace records when
-    each of them was computed.
+    Where nothing moves, a pass is launched before anybody has the tokens of the one before, so that work on these
+    tokens overlaps with it. A blocking scheduler checks each group in first. With a queue it reports every start and
+    end to the planner; without one it keeps groups that stay, and computes several as one unless a trace records.
     """
 
     def __init__(self, program: Program, *, blocking: bool = False, queue: PrefetchQueue | None = None) -> None:
         self._program = program
         self._blocking = blocking
         self._queue = queue
-        self._pass: Any
         self._restart()
 
     async def run(self) -> None:
         """As every actor; the first pass is begun while its first group is still on its way."""
-        self._pass = None
+        self._pass: Any = None
         self._begun = self.start(None, self._begin())
         await super().run()
 
@@ -83,19 +81,24 @@ class ComputeScheduler(Sink):
             ran = self._program.stretch(self._pass, groups)
         if ran:
             self._leave(groups, ran)
-        for message in () if ran else groups:
-            await self.host_is_through(message, message.at)
-            if (preparing := self._program.prepare(self._pass, message)) is not None:
-                await self.stalled("companion", message, preparing)
-            if self._blocking:
-                await self.stalled("check", message, self._program.check_in(self._pass, message))
-            each = self._program.step(self._pass, message)
-            self._leave((message,), each)
-            if self._queue is not None:
-                self._tell(self._queue, message, each)
+        else:
+            for message in groups:
+                await self._launch(message)
         self._position += len(groups)
         if self._position % len(self._program.order) == 0:
             await self._end(groups[-1])
+
+    async def _launch(self, message: Message[Slot]) -> None:
+        """Launch one group by itself, when what it needs beside its weights is on the way."""
+        await self.host_is_through(message, message.at)
+        if (preparing := self._program.prepare(self._pass, message)) is not None:
+            await self.stalled("companion", message, preparing)
+        if self._blocking:
+            await self.stalled("check", message, self._program.check_in(self._pass, message))
+        ran = self._program.step(self._pass, message)
+        self._leave((message,), ran)
+        if self._queue is not None:
+            self._tell(self._queue, message, ran)
 
     async def _end(self, last: Message[Slot]) -> None:
         """Behind the last group of a pass finish the one before; then this one, unless the next begins before that."""
@@ -133,17 +136,14 @@ class ComputeScheduler(Sink):
         pass_, launched = self._unfinished.pop(0)
         try:
             await self._program.finish(pass_)
-        except ActorFailed:
-            raise
-        except Exception:
-            self._blame(launched)
+        except Exception as error:
+            if not isinstance(error, ActorFailed):
+                self._blame(launched)
             raise
 
     def _blame(self, launched: Sequence[tuple[Message[Slot], Sequence[Event]]]) -> None:
         """Name the first group that failed in a pass: everything behind it failed for the same reason."""
         for message, ran in launched:
-            for event in ran:
-                if event.error is not None:
-                    own = ActorFailed(self.name, message.layer, message.group, event.error)
-                    failure = self._arrival_failure(message) or own
-                    raise failure from failure.__cause__
+            if (error := next((event.error for event in ran if event.error is not None), None)) is not None:
+                failure = self._arrival_failure(message) or ActorFailed(self.name, *message.key, error)
+                raise failure from failure.__cause__

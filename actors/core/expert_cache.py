@@ -17,7 +17,7 @@ Expert: TypeAlias = tuple[int, int]
 """The layer, and the index of the expert in it."""
 
 WINDOW_BYTES = 72 << 20
-"""Slots for what moves hold so many: what lanes read at a time, and as many that are computed meanwhile."""
+"""The slots for what moves hold so many bytes: those that lanes read at a time, and as many that are computed."""
 FEWEST_MOVING, MOST_MOVING = 3, 64
 """Fewest and most slots for what moves: of large experts one is read, one waits to be read, and one is computed."""
 
@@ -32,14 +32,14 @@ class EvictionPolicy(Protocol):
         """Note that an expert is kept no more."""
 
     def victims(self) -> Iterable[Expert]:
-        """What is kept, in the order in which it goes. The first may be what came last: then that is not kept."""
+        """The kept experts, the next to go first. That may be the one that was used just now: then it is not kept."""
 
 
 class LeastRecentlyUsed:
-    """That goes first whose last use was before those of all others, in the layer of which most are kept.
+    """Of the layer that keeps the most experts, the one that was used longest ago goes first.
 
-    Layers come round in a circle: over all of them what was used longest ago is what comes next, and where less is kept
-    than a pass uses, nothing of it would ever be found.
+    Not the one that was used longest ago in any layer: layers come round in a circle, so that one belongs to the layer
+    whose turn comes next, and where less is kept than a pass uses, no layer would ever find an expert.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class LeastRecentlyUsed:
         self._sizes[expert[0]] -= 1
 
     def victims(self) -> Iterable[Expert]:
-        """By last use, in one layer; of layers with as many, in that of the last use, which comes last again."""
+        """One layer's experts, by last use. Of layers that keep as many, that used last: its turn is farthest off."""
         most = max(self._sizes.values(), default=0)
         if self._sizes.get(self._last) == most:
             return self._layers[self._last]
@@ -69,7 +69,7 @@ class LeastRecentlyUsed:
 
 
 class LeastFrequentlyUsed:
-    """That goes first which was used least often since the model was opened, kept or not; of these by last use."""
+    """The expert goes first that was used least often since the model was opened; of several, by last use."""
 
     def __init__(self) -> None:
         self._uses: Counter[Expert] = Counter()
@@ -95,29 +95,29 @@ class LeastFrequentlyUsed:
 
 
 class Pinned:
-    """Some experts stay once they have come; the others go as another policy says."""
+    """Some experts stay once they have come; the others go as `LeastRecentlyUsed` says."""
 
-    def __init__(self, experts: Collection[Expert], others: Callable[[], EvictionPolicy] = LeastRecentlyUsed) -> None:
+    def __init__(self, experts: Collection[Expert]) -> None:
         self._pins = frozenset(experts)
         self._kept: dict[Expert, None] = {}
-        self._others = others()
+        self._others = LeastRecentlyUsed()
 
     def use(self, expert: Expert) -> None:
-        """Tell the other policy of what is not pinned."""
+        """Note the order of pinned experts here, and that of the others there."""
         if expert in self._pins:
             self._kept[expert] = None
         else:
             self._others.use(expert)
 
     def remove(self, expert: Expert) -> None:
-        """Tell the other policy of what is not pinned."""
+        """Forget it where it was noted."""
         if expert in self._pins:
             del self._kept[expert]
         else:
             self._others.remove(expert)
 
     def victims(self) -> Iterable[Expert]:
-        """All others, and where too many are pinned, those that came last."""
+        """All that are not pinned; then, where too many are, the pinned ones that came last."""
         return itertools.chain(self._others.victims(), reversed(self._kept))
 
 
@@ -130,30 +130,30 @@ EVICTION: Mapping[str, Callable[[], EvictionPolicy] | None] = {
 
 
 def window_of(expert_bytes: int) -> int:
-    """How many slots are for what moves, where experts have so many bytes and there are enough slots."""
+    """How many slots a place has for experts that move, each of so many bytes, where it has enough slots."""
     return min(MOST_MOVING, max(FEWEST_MOVING, math.ceil(WINDOW_BYTES / max(1, expert_bytes))))
 
 
 def kept_slots(slots: int, experts: int, window: int) -> int:
-    """How many of a place's slots may hold kept experts, where the model has so many; the `window` is for what moves.
+    """How many of a place's slots may hold kept experts; the others, a `window` of them, are for experts that move.
 
-    One slot at least is, and no more than half unless there is only one; but where all experts have a slot, all are
-    kept.
+    These are at least one slot, and at most half of the slots where there are more; but where all `experts` of the
+    model have a slot, all are kept.
     """
     return slots if slots >= experts else slots - max(1, min(window, slots // 2))
 
 
 def streams(union: int, experts: int) -> bool:
-    """Whether a pass that uses so many of a layer's experts reads them like a dense layer: it uses most of them.
+    """Whether a pass uses most of a layer's experts, as a prompt does, so that they are read like a dense layer.
 
-    As a prompt does, after which decoding goes on with what it used before.
+    Such experts evict no others: behind a prompt decoding goes on with those that it used before.
     """
     return union > 1 and 2 * union > experts
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a place has of the experts that are wanted now, and which it gives up for them beside wanted ones."""
+    """Which of the experts that are wanted now a place has, and has not, and which others it gives up for them."""
 
     hits: Sequence[int]
     misses: Sequence[int]
@@ -163,9 +163,9 @@ class Found:
 class ExpertCache:
     """The experts that one place keeps, `capacity` at most; none where there is no policy.
 
-    What is streamed is kept while there is room, and goes before all that was wanted otherwise. It evicts nothing but
-    what was streamed of another layer of which more is kept: the disk would rest while that layer is computed, which
-    has nothing to read, and be the bound of another, of which nothing is kept.
+    Streamed experts are kept while there is room, and go before all others. A streamed expert takes the place only of a
+    streamed one of a layer that keeps at least two more, so that layers keep about as many each. Otherwise the disk
+    would rest during a layer that keeps all of its experts, and be the bound of one that keeps none.
     """
 
     def __init__(self, capacity: int, policy: EvictionPolicy | None) -> None:
@@ -180,7 +180,7 @@ class ExpertCache:
         return expert in self._kept
 
     def request(self, layer: int, experts: Sequence[int], *, streamed: bool = False) -> Found:
-        """Decide what is kept when these have been used: hits first, then what comes for them, each in its order.
+        """Decide what is kept when these have been used: first the hits are used, then the misses, each in their order.
 
         Raises PolicyFailed, naming the policy, where a method of it raises or gives no kept expert.
         """
@@ -231,7 +231,7 @@ class ExpertCache:
         )
 
     def _drop_streamed(self, layer: int) -> Expert:
-        """Keep what was streamed last of a layer no more."""
+        """Keep the expert of a layer no more that was streamed last."""
         victim, _ = self._streamed[layer].popitem()
         return self._leave(victim)
 
@@ -261,9 +261,9 @@ def request(
     streamed: bool = False,
     on_host: Collection[int] = (),
 ) -> list[Found]:
-    """Ask the places, the last one first, where experts are computed: what one has not is asked of the one before.
+    """Ask the caches of all places for experts, that of the last place first: its misses are asked of the one before.
 
-    What is computed `on_host`, where it lies in the first place, is asked of that alone.
+    Those that are computed `on_host`, from their slots in the first place, are asked of that place alone.
     """
     found: list[Found] = []
     for cache in reversed(caches):

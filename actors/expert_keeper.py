@@ -18,7 +18,7 @@ from actors.core.message import READY, Message
 from actors.core.stage import Sink
 
 LOOK_SECONDS = 0.002
-"""Between two looks at what has not arrived: only a failure is told of then."""
+"""Between two looks at a copy that has not landed. They may be late: all that is reported is that a copy has failed."""
 
 
 class ExpertKeeper(Sink):
@@ -30,7 +30,7 @@ class ExpertKeeper(Sink):
         self._watch: Event = READY
 
     def wire(self, wiring: Wiring) -> None:
-        """As every actor; from now on it hears of computations. A store is used without a line, too."""
+        """As every actor; from now on the store tells it of computations."""
         super().wire(wiring)
         self._store.computed = self._computed
 
@@ -49,7 +49,7 @@ class ExpertKeeper(Sink):
         self.wiring.meter.launched(messages[0], (event,), messages[0].at.index, groups=0)
 
     async def _see_them_land(self) -> None:
-        """Ask now and then: a thread that waits for each would take time from the one that launches computations."""
+        """Look now and then: a thread that waited for each copy would take time from the one that launches work."""
         while self._coming:
             message = self._coming.popleft()
             while not message.event.done():  # noqa: ASYNC110 (nothing tells of it but a thread)

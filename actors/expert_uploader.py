@@ -1,7 +1,8 @@
 """Moves experts from host memory into device memory, as the uploader of weights does.
 
 Takes:  messages in a host slot, whose bytes may still be on their way from the disk.
-Gives:  messages in a device slot, whose event is done when the copy has landed, with the host slot that they came from.
+Gives:  messages in a device slot, whose event is done when the copy has landed, with the host slot that they came from;
+        experts that the host computes, in their host slot.
 Holds:  one device slot per expert from here until its computation has ended; where it is kept, until it goes.
 Fails:  when the device refuses the copy; when the read that it waits for failed, whose error is the reader's.
 """
@@ -20,8 +21,7 @@ class ExpertUploader(GpuUploader):
     """Where host and device memory are the same there is no budget of its own: the slot is handed on.
 
     It waits for the disk itself, without a stager before it: a layer waits for its experts, and each actor that they
-    pass takes time. For the same reason their copies wait for none in the H2D lane, only for a slot there. What is
-    computed on the host is handed on in its slot there.
+    pass takes time. For the same reason a copy waits until its slot is free, but for no other copy in the H2D lane.
     """
 
     keeps_source = True
@@ -47,4 +47,5 @@ class ExpertUploader(GpuUploader):
         return message if self._store.stays_on_host(message) else None
 
     async def _lane_clears(self, message: Message[Any], slot: Slot) -> None:
+        """Wait for the slot alone."""
         await self.vacated(message, slot)

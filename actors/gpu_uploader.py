@@ -1,4 +1,4 @@
-"""Moves bytes from host memory into device memory; the only actor that issues H2D copies of weights.
+"""Moves weight groups from host memory into device memory, as its siblings move experts and companion bytes.
 
 Takes:  messages in a host slot, ready for DMA.
 Gives:  messages in a device slot, whose event is done when the copy has landed.
@@ -20,12 +20,12 @@ from actors.core.stage import Mover
 
 
 class GpuUploader(Mover):
-    """Issues each copy at once and never waits for one: the device waits for the slot's last reader itself (rule 4).
+    """Issues each copy at once: the device waits for the slot's last reader itself (rule 4).
 
     On a device that shares its memory with the host there is no budget of its own: the slot is handed on. Triggered
-    policies want to hear of `arrivals`. An uploader that `shares_lane` with another one keeps one copy in the H2D lane
-    behind the one that runs, and none that waits for its slot: they would keep out the other's, needed earlier.
-    `bytes_uploaded` counts what was copied.
+    policies want to hear of `arrivals`. An uploader that `shares_lane` with another one first waits until its slot is
+    free and at most one of its copies is left in the H2D lane: more would hold up copies of the other uploader that are
+    needed earlier. `bytes_uploaded` counts what was copied.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class GpuUploader(Mover):
         return event
 
     async def _lane_clears(self, message: Message[Slot], slot: Slot) -> None:
+        """Wait until a copy into the slot would neither wait in the lane for the slot nor be the third one there."""
         await self.vacated(message, slot)
         last_but_one = self._in_lane[0]
         if not last_but_one.done():

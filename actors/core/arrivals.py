@@ -19,7 +19,7 @@ UPLOADS = 3
 
 
 class Arrivals:
-    """One watch per upload. `reloaded` counts the groups whose event was overdue, each time that it was."""
+    """One watch per upload. `reloaded` counts how often the event of an upload was overdue, of all groups."""
 
     def __init__(self, policy: PrefetchPolicy, queue: PrefetchQueue) -> None:
         self.queue = queue
@@ -27,7 +27,7 @@ class Arrivals:
         self._previous.set()
         self._longest_seconds: dict[str, float] = {}
         self.host_waits = policy.waits != "chained"
-        # Where the host does not wait, it cannot know whether a computation uses the group already.
+        # Where the host does not wait, a computation may use the group already: it must not be overwritten.
         self._overdue_seconds = policy.fallback_seconds if self.host_waits else None
         self.reloaded = 0
 

@@ -3,7 +3,7 @@
 Takes:  messages with nothing in them, or in the host slot that keeps the expert.
 Gives:  messages in a host slot, whose event is done when the expert has been read.
 Holds:  one host slot per expert from here until its upload has ended; where it is kept, until it goes.
-Fails:  when an expert cannot be read.
+Fails:  when an expert cannot be read; a guess only once it is right.
 """
 
 from typing import Any

@@ -1,10 +1,11 @@
 """What is said of experts that are damaged: by `Model.open` where it can be seen, else by those that need them."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from support.expert_slots import all_slots_are_back
 from support.family_models import CASES
 from support.tiny_models import randomised, save_model
 
+from actors.core.expert_store import ExpertStore
 from pipeline import ActorFailed, CheckpointError, ConfigError, Model, PenstockError, RequestError
+from pipeline.reading.reading import WAYS
 
 MLP = "model.layers.2.mlp"
 EXPERT = f"{MLP}.experts.3"
@@ -138,6 +141,49 @@ async def test_an_expert_that_has_changed_is_named_and_the_model_goes_on(folder:
         flip(folder / "model.safetensors")
         assert await answer() == said
         assert all_slots_are_back(model)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_experts_that_are_guessed_and_not_needed_disturb_nobody_though_they_cannot_be_read(
+    way: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    needed, lost, failed = set[int](), set[int](), list[int]()
+    want, guess, preadv = ExpertStore.want, ExpertStore.guess, os.preadv
+
+    def take_note(store: ExpertStore, layer: int, experts: Sequence[int], **options: Any) -> int:
+        needed.update(experts if layer == 2 else ())
+        return want(store, layer, experts, **options)
+
+    def guess_wrongly(store: ExpertStore, layer: int, experts: Sequence[int]) -> None:
+        guess(store, layer, [*sorted({*range(6)} - needed), *experts] if layer == 2 else experts)
+
+    def fail(descriptor: int, buffers: list[memoryview], position: int) -> int:
+        if position in lost:
+            failed.append(position)
+            raise OSError(errno.EIO, "Input/output error")
+        return preadv(descriptor, buffers, position)
+
+    async def answer(model: Model) -> tuple[int, ...]:
+        return (await model.generate([9], max_new_tokens=6, ignore_eos=True)).token_ids
+
+    settings: dict[str, Any] = {"device": "cpu", "context_tokens": 64, "gpu_experts": 8, "reader_way": way}
+    monkeypatch.setattr(ExpertStore, "want", take_note)
+    async with Model.open(folder, **settings, lookahead=False) as model:
+        said = await answer(model)
+    monkeypatch.setattr(ExpertStore, "guess", guess_wrongly)
+    async with Model.open(folder, **settings, lookahead=True) as model:
+        line = model.runtime.expert_line
+        assert line is not None
+        unneeded = [line.room.catalog.host[2, f"expert.{index}"] for index in {*range(6)} - needed]
+        lost |= {layout.windows[0].start for layout in unneeded}
+        monkeypatch.setattr(os, "preadv", fail)
+        assert [await answer(model) for _ in range(3)] == [said] * 3
+        assert all_slots_are_back(model)
+    told = [record.message for record in caplog.records if "could not be read ahead" in record.message]
+    assert all("layer 2 expert." in message and "model.safetensors" in message for message in told)
+    assert 0 < len(told) == len({*told}) <= len(unneeded)
+    assert len(failed) == 2 * len(told)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], "the line did not start anew"
 
 
 async def test_a_router_that_gives_no_numbers_ends_its_request_and_no_other(folder: Path) -> None:

@@ -68,7 +68,10 @@ class IdleSource(WeightSource, Protocol):
     """Where weights come from, also while nobody needs any."""
 
     def read_while_idle(self, key: GroupKey, buffer: Buffer, guess: Perhaps) -> Coroutine[Any, Any, None]:
-        """As `read_into`, but behind all that is wanted until the guess is decided; a wrong one is not read on."""
+        """As `read_into`, but behind all that is wanted until the guess is decided; a wrong one is not read on.
+
+        An error is raised only once the guess is right; where it is wrong, the read ends without one.
+        """
 
 
 class Catalog(Protocol):

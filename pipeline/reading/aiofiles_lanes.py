@@ -102,7 +102,8 @@ class AiofilesLane(ReadingLane):
                     return
                 landed(chunk)
         except Exception as error:
-            foretell(error)
+            if guess is None:  # the error of a guess counts only if that turns out right
+                foretell(error)
             raise
         finally:
             chunks.clear()

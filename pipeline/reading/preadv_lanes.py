@@ -59,7 +59,7 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
                 guess.decided()
         try:
             await call.failed.wait()
-            if call.error is not None:
+            if call.error is not None and guess is None:  # that of a guess counts only if it turns out right
                 foretell(call.error)
             await call.ended.wait()
         except asyncio.CancelledError:

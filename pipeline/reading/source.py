@@ -53,6 +53,7 @@ class CheckpointSource:
         self._closed = False
         self._bytes_needed = 0
         self._group_bytes: Counter[GroupKey] = Counter()
+        self._failed_ahead: set[GroupKey] = set()
         self._groups_in_flight = 0
         self._groups_read = 0
         self._rests = asyncio.Event()
@@ -87,9 +88,24 @@ class CheckpointSource:
     async def read_while_idle(self, key: GroupKey, buffer: "HostMemory", guess: Perhaps) -> None:
         """As `read_into` once the guess is right. Until that is known, read when a lane has nothing else to begin.
 
-        The bytes of a wrong guess are not whole.
+        The bytes of a wrong guess are not whole. An error waits until the guess is decided: it is raised where that is
+        right, and logged where it is wrong. From then on the group is read only once it is wanted, until that has
+        worked: a damaged place of the disk takes no time of passes that do not need it, and is told of once.
         """
-        await self._read_group(key, buffer, guess)
+        if key in self._failed_ahead:
+            await _decided(guess)
+            if guess.goes_on():
+                await self.read_into(key, buffer)
+            return
+        try:
+            await self._read_group(key, buffer, guess)
+        except (OSError, CheckpointError) as error:
+            self._failed_ahead.add(key)
+            await _decided(guess)
+            if guess.goes_on():
+                raise
+            then = "it was not needed, and is read again when it is"
+            logger.warning("layer %d %s could not be read ahead (%s): %s", *key, then, error)
 
     def hand_over(self) -> None:
         """Let threads begin with reads that were asked for, before this one works on; blocks it for a moment."""
@@ -123,6 +139,7 @@ class CheckpointSource:
         finally:
             self._groups_in_flight -= 1
             self._rests.set()
+        self._failed_ahead.discard(key)
         self._groups_read += 1
         self._bytes_needed += layout.needed_bytes
         self._group_bytes[key] += sum(self._length(window) for window in layout.windows)
@@ -169,6 +186,14 @@ class CheckpointSource:
             raise ConfigError(f"the host slot is too small: need {slot_bytes} bytes, have {len(buffer)}")
         if self._disk.direct and (address := _address(buffer)) % BLOCK_BYTES:
             raise ConfigError(f"the host slot begins at address {address:#x}; direct reads need a multiple of 4096")
+
+
+async def _decided(guess: Perhaps) -> None:
+    """Wait until it is known whether a guess that is not being read is right."""
+    known = asyncio.Event()
+    guess.decided = known.set
+    if guess.wanted is None:
+        await known.wait()
 
 
 def _address(view: memoryview) -> int:

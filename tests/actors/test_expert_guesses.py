@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from support.expert_lines import Wanted, expert_world, part, replayed
 
+from actors.core.errors import ActorFailed
 from actors.core.expert_guesses import PAYS, Guesses
 from actors.core.expert_hints import JUDGED, RESTS, HintCounts
 from actors.core.message import READY, Message
@@ -141,3 +142,24 @@ def test_a_right_guess_that_is_still_on_its_way_keeps_no_other_back() -> None:
     guesses.settle([(1, 0), (1, 1)])
     guesses.ask([(2, 5)])
     assert guesses.next() == (2, 5)
+
+
+@pytest.mark.parametrize("slots", [[4], [4, 4], [9, 4]])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_guess_that_cannot_be_read_is_a_failure_where_it_is_right(wanted: bool, slots: list[int]) -> None:
+    """And keeps nothing up where it is wrong: what is wanted next has its slot."""
+
+    async def main() -> None:
+        world = expert_world(slots, experts=TOTAL, window=3)
+        world.disk.lost.add((1, part(7)))
+        layers: list[Wanted] = [(0, [0], False), (1, [7] if wanted else [5, 8], False), (0, [1, 2], False)]
+        run = world.run(layers, guesses=[[7, 8]], seconds=5.0)
+        if wanted:
+            with pytest.raises(ActorFailed, match=r"^expert_reader failed at layer 1 group 'expert.7': OSError: lost"):
+                await run
+        else:
+            await run
+        assert (1, part(7)) in world.disk.reads
+        assert not world.device.faults
+
+    run_virtual(main())

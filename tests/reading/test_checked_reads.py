@@ -151,3 +151,24 @@ async def test_what_is_not_read_whole_is_not_compared(weights: Path, gate: Gate)
         for _ in range(2):
             await source.read_into(GROUP, slot)
         assert (source.checksums.groups, source.checksums.mismatches) == (2, 0)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_a_guess_that_differs_is_an_error_once_it_is_right(
+    wanted: bool, weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(weights, sums_of(weights)) as source:
+        await source.read_into(GROUP, HostMemory(GROUP_BYTES))
+        flip(weights, BEGIN)
+        guess = Guess((1, 0), kept=False)
+        perhaps = asyncio.create_task(source.read_while_idle(GROUP, HostMemory(GROUP_BYTES), guess))
+        assert source.checksums is not None
+        while source.checksums.mismatches < 2:
+            await asyncio.sleep(0.001)
+        await settle()
+        assert not perhaps.done()
+        guess.decide(wanted=wanted)
+        (error,) = await asyncio.gather(perhaps, return_exceptions=True)
+        assert isinstance(error, CheckpointError) == wanted
+    told = [message for message in caplog.messages if "layer 1 attn could not be read ahead" in message]
+    assert ["tensor 'model.q'" in message for message in told] == [True] * (not wanted)

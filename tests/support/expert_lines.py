@@ -73,10 +73,13 @@ class Disk:
                     await asyncio.sleep(seconds if guess is None else seconds / 10)
         self.reading -= 1
         self.rests.set()
-        if key in self.lost:
-            self.lost.remove(key)
-            raise OSError("lost")
+        while key in self.lost and guess is not None and guess.wanted is None:
+            self.rests.clear()
+            await self.rests.wait()
         if guess is None or guess.goes_on():
+            if key in self.lost:
+                self.lost.remove(key)
+                raise OSError("lost")
             buffer.group = key
 
 

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
         ResourceError,
     )
     from pipeline.formats.tensors import TensorSpec
+    from pipeline.generation.chunks import Chunk, Output
     from pipeline.generation.requests import CallArguments, ChatArguments
-    from pipeline.generation.sequence import Chunk, Output
     from pipeline.text.prompts import Prompt
     from pipeline.text.tokenizer import ModelTokenizer
     from pipeline.tools.simulation.sim_line import simulate
@@ -68,8 +68,8 @@ _NAMES = {
     "pipeline.errors": "ActorFailed Busy CheckpointError ClosedError ConfigError PenstockError RequestError "
     "ResourceError",
     "pipeline.formats.tensors": "TensorSpec",
+    "pipeline.generation.chunks": "Chunk Output",
     "pipeline.generation.requests": "CallArguments ChatArguments",
-    "pipeline.generation.sequence": "Chunk Output",
     "pipeline.generation.sessions": "Session",
     "pipeline.text.prompts": "Prompt",
     "pipeline.text.tokenizer": "ModelTokenizer",

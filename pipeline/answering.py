@@ -7,13 +7,14 @@ from typing import Any, TypeVar, Unpack, overload
 
 from pipeline.engine.supervisor import Supervisor
 from pipeline.errors import ClosedError, RequestError, unknown_name
+from pipeline.generation.chunks import Chunk, Output
 from pipeline.generation.folder import no_tokenizer
 from pipeline.generation.grammar import Grammars
 from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.requests import CHAT_OPTIONS, Call, CallArguments, CallOptions, ChatArguments
 from pipeline.generation.samples import chunks_of, outputs_of
-from pipeline.generation.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
+from pipeline.generation.sequence import MOST_UNREAD, RunningSequence
 from pipeline.system.limits import limits_named
 from pipeline.system.signatures import shows
 from pipeline.text.chat import Chat, ChatOptions, ChatVariables, Messages

@@ -17,7 +17,7 @@ import pytest
 from support.tiny_models import VOCABULARY_SIZE, save_new
 
 from pipeline import ActorFailed, Model
-from pipeline.generation.sequence import Output
+from pipeline.generation.chunks import Output
 from pipeline.reading.reading import WAYS
 
 FLIPS_OF_EACH = int(os.environ.get("PENSTOCK_BIT_FLIPS", "40")) // 4

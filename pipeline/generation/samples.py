@@ -3,7 +3,8 @@
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 
-from pipeline.generation.sequence import Chunk, Output, RunningSequence
+from pipeline.generation.chunks import Chunk, Output
+from pipeline.generation.sequence import RunningSequence
 
 
 async def chunks_of(samples: Sequence[RunningSequence]) -> AsyncGenerator[Chunk, None]:

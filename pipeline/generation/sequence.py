@@ -3,10 +3,10 @@
 import asyncio
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, cast
 
 from pipeline.errors import RequestError
+from pipeline.generation.chunks import Chunk, Output, PromptLogprobs
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.sampling import Choice, Sampler
 from pipeline.state.state_slots import HeldState
@@ -17,72 +17,28 @@ MOST_UNREAD = 64
 """Chunks that a stream may hold unread: more than come while a reader sends one off, and some megabytes where each has
 a thousand log-probabilities."""
 
-PromptLogprobs: TypeAlias = tuple[dict[int, float] | None, ...]
-"""Log-probabilities by token id, for each token of a prompt; None for the first."""
 State: TypeAlias = Literal["waiting", "running", "interrupted", "finished", "cancelled", "failed"]
 """A request waits for its first turn, then runs: it holds KV blocks. Interrupted, it has lost them and waits again."""
 ENDED: Final = ("finished", "cancelled", "failed")
 """The states in which nothing more is computed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """What one pass added to a stream: one token, and the text that is complete now.
-
-    `finish_reason` is None but in the last chunk of a sample: "stop" or "length". `logprobs` maps token ids to
-    log-probabilities. `index` says which of the samples of its call it continues. The prompt has `prompt_tokens`, of
-    which `cached_tokens` were found in KV blocks when the sample was admitted. The first chunk of a sample has the
-    `prompt_logprobs`, where they were asked for.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str | None
-    logprobs: dict[int, float] | None = None
-    index: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = field(default=0, compare=False)
-    prompt_logprobs: PromptLogprobs | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A finished request. `logprobs` has one entry per token of `token_ids`, or is None when none were asked for.
-
-    `prompt_logprobs` has one for each token of the prompt, and None for the first, or is None like it.
-    Of the prompt, `cached_tokens` were found in KV blocks; outputs that differ only in that are equal.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    prompt_token_ids: tuple[int, ...]
-    finish_reason: str
-    logprobs: tuple[dict[int, float], ...] | None
-    cached_tokens: int = field(default=0, compare=False)
-    prompt_logprobs: PromptLogprobs | None = None
-
-
-def _tuple_when_asked(kind: type, name: str) -> None:
-    """Make the tuple when it is asked for: one of millions of ids would delay even callers that never read it."""
-    stored = getattr(kind, name)
-    setattr(kind, name, property(lambda of: tuple(stored.__get__(of)), stored.__set__))
-
-
-_tuple_when_asked(Output, "prompt_token_ids")
-
-
 class RunningSequence:
     """The state of one sample: its tokens, how many of them are in the KV cache, and the unread chunks of its call.
 
-    `state` says where it stands; whether it is `paused` or `held_back` is found anew for each pass. Of those that wait,
-    the interrupted go first, then those with the lowest `priority`. `blocks` are the KV blocks that it holds, and it
-    shares those that others of its `scope` can use, whose `digests` the prefix cache keeps here; in `held_state` are
-    its slots of recurrent state, None while it has none. `earlier` are the
-    samples of its call before it. With `most_unread`, it pauses while so many chunks of its call wait for a reader.
-    `found_tokens` of its prompt were cached when it was first admitted.
-    What is cached was rotated for `rope_length`, which `choose_rope_length` gives for a number of tokens. It chooses a
-    token from the logits of the last `logit_rows` of the tokens that a pass computes of it; at most as many as a pass
-    has room for.
+    `earlier` are the samples of its call before it, and `choose_rope_length` gives the `rope_length` for a number of
+    tokens.
+
+    Attributes:
+        state: where it stands; whether it is also `paused` or `held_back` is found anew for each pass.
+        priority: of sequences that wait, the interrupted go first, then those with the lowest number.
+        cached_tokens: how many of its tokens are in the KV cache; `found_tokens` were when it was first admitted.
+        blocks: the KV blocks that it holds. Those that are full, others of its `scope` can use.
+        digests: by these its full blocks are looked up; the prefix cache keeps them here.
+        held_state: its slots of recurrent state; None while it has none.
+        rope_length: the length for which its cached keys were rotated.
+        logit_rows: of how many of its last tokens a pass computes logits; a token is chosen from the last of them.
+        most_unread: it pauses while so many chunks of its call wait for a reader; None never pauses it.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from msgspec import UNSET, Struct, UnsetType
 from pipeline.server.objects import DeltaChoice, PromptDetails, TextChoice, Usage
 
 if TYPE_CHECKING:
-    from pipeline.generation.sequence import Chunk
+    from pipeline.generation.chunks import Chunk
 
 MOST_AT_ONCE = 1000
 """Tokens that are named at once on the event loop, in some milliseconds."""

@@ -27,7 +27,7 @@ from pipeline.text.tool_calls.formats import ToolFormat
 from pipeline.text.tool_calls.parser import AnswerParser
 
 if TYPE_CHECKING:
-    from pipeline.generation.sequence import Chunk
+    from pipeline.generation.chunks import Chunk
 
 
 class ChatAnswer(GrowingAnswer[DeltaChoice]):

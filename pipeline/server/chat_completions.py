@@ -30,7 +30,7 @@ from pipeline.text.tool_calls.formats import ToolFormat
 
 if TYPE_CHECKING:
     from pipeline.api import Model
-    from pipeline.generation.sequence import Chunk
+    from pipeline.generation.chunks import Chunk
 
 
 async def chat_completions(request: Request) -> ASGIApp:

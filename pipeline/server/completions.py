@@ -26,7 +26,7 @@ from pipeline.server.token_names import TokenNames
 from pipeline.server.tokenize import on_a_thread
 
 if TYPE_CHECKING:
-    from pipeline.generation.sequence import Chunk
+    from pipeline.generation.chunks import Chunk
 
 
 async def completions(request: Request) -> ASGIApp:

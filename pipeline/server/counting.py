@@ -14,7 +14,7 @@ from pipeline.server.merging import merged
 from pipeline.server.served import served_of
 
 if TYPE_CHECKING:
-    from pipeline.generation.sequence import Chunk
+    from pipeline.generation.chunks import Chunk
 
 
 async def counted(

@@ -11,7 +11,7 @@ from pipeline.server.objects import Completion, TextChoice, TokenLogprobs, Usage
 from pipeline.server.token_names import TokenList, TokenNames
 
 if TYPE_CHECKING:
-    from pipeline.generation.sequence import Chunk
+    from pipeline.generation.chunks import Chunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from array import array
 
 import pytest
 
+from pipeline.generation.chunks import Chunk
 from pipeline.generation.samples import chunks_of
 from pipeline.generation.sampling import Choice, SamplingParameters
-from pipeline.generation.sequence import Chunk, RunningSequence
+from pipeline.generation.sequence import RunningSequence
 from pipeline.text.detokenizer import ByteLevelDetokenizer
 
 EOS = 0

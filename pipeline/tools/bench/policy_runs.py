@@ -12,8 +12,8 @@ from actors.core.trace import Span, Trace
 from pipeline.api import Model
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES
 from pipeline.errors import ConfigError, PenstockError
+from pipeline.generation.chunks import Output
 from pipeline.generation.model_runtime import ModelRuntime
-from pipeline.generation.sequence import Output
 from pipeline.models.model_config import read_config
 from pipeline.tools.bench.arm_program import Progress
 from pipeline.tools.bench.steady_timings import steady_seconds

@@ -12,8 +12,8 @@ from typing import Any
 from actors.core.trace import Trace
 from pipeline.api import Model
 from pipeline.errors import ConfigError
+from pipeline.generation.chunks import Output
 from pipeline.generation.model_runtime import ModelRuntime
-from pipeline.generation.sequence import Output
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.bench.candidates import (
     DEFAULT,

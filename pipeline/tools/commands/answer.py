@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.generation.sequence import Chunk
+from pipeline.generation.chunks import Chunk
 from pipeline.tools.commands.remarks import counted
 
 INTERRUPTED = "interrupted"

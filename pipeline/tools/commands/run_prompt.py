@@ -14,9 +14,9 @@ from actors.core.line import numbered
 from pipeline.api import Model
 from pipeline.engine.actor_names import SCHEDULER
 from pipeline.errors import CheckpointError, PenstockError
+from pipeline.generation.chunks import Chunk
 from pipeline.generation.folder import check_chat
 from pipeline.generation.model_statistics import ModelStatistics
-from pipeline.generation.sequence import Chunk
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.commands.answer import Answer
 from pipeline.tools.commands.progress import Progress

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from pipeline.generation.sequence import Chunk
+from pipeline.generation.chunks import Chunk
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 

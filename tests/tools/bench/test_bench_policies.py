@@ -14,7 +14,7 @@ from actors.core.trace import Span
 from pipeline.api import BUNDLED
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES
 from pipeline.errors import ConfigError
-from pipeline.generation.sequence import Output
+from pipeline.generation.chunks import Output
 from pipeline.tools.bench.policy_runs import (
     CHAINED_TITLE,
     NEW_TOKENS,

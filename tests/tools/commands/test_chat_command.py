@@ -20,7 +20,7 @@ import pytest
 
 from pipeline import Model
 from pipeline.cli import main
-from pipeline.generation.sequence import Chunk
+from pipeline.generation.chunks import Chunk
 from pipeline.generation.session_file import open_session
 from pipeline.text.tool_calls.formats import find_format
 from pipeline.tools.commands.answer import Answer

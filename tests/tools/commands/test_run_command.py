@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.cli import main
-from pipeline.generation.sequence import Chunk
+from pipeline.generation.chunks import Chunk
 from pipeline.tools.commands.answer import Answer
 from pipeline.tools.trace.perfetto import read_trace
 

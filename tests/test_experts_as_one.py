@@ -14,9 +14,10 @@ from actors.core.event import Event
 from actors.core.message import GroupKey, Message
 from pipeline import Model, Output
 from pipeline.devices.cpu import CpuDevice
-from pipeline.generation.expert_half import ExpertHalf, Half
+from pipeline.generation.expert_half import ExpertHalf
 from pipeline.generation.expert_work import ExpertWork
 from pipeline.generation.generation_pass import GenerationPass
+from pipeline.generation.launches import HalfWork
 from pipeline.generation.section import Section
 from pipeline.models import decoder
 
@@ -67,7 +68,7 @@ async def test_a_choice_that_is_launched_with_the_attention_is_the_same(
     with_choice, compute = ExpertHalf.with_choice, ExpertWork.compute
     left = [20]
 
-    def look(self: ExpertHalf, pass_: GenerationPass, layer: int, *half: Any) -> tuple[Half, Hashable]:
+    def look(self: ExpertHalf, pass_: GenerationPass, layer: int, *half: Any) -> tuple[HalfWork, Hashable]:
         both = with_choice(self, pass_, layer, *half)
         if pass_.chosen_of == layer:
             shared.append(layer)

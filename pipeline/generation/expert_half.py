@@ -3,9 +3,8 @@
 import asyncio
 import functools
 import itertools
-from collections import Counter
-from collections.abc import Callable, Coroutine, Hashable, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Coroutine, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +16,12 @@ from actors.core.expert_store import ExpertStore
 from actors.core.message import READY, GroupKey, Message, ended
 from pipeline.devices.port import Device
 from pipeline.formats.parts import attends, expert_index, gives_logits
+from pipeline.generation.asked_ahead import ask_ahead
 from pipeline.generation.batching import Piece
 from pipeline.generation.expert_work import ExpertWork, NextRouter
 from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.host_experts import HostExperts, Run
+from pipeline.generation.launches import HalfWork, Launch
 from pipeline.generation.look_ahead import LookAhead
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.routing_recorder import RoutingRecorder
@@ -29,38 +30,14 @@ from pipeline.reading.source import CheckpointSource
 
 TURNS_TO_READ = 3
 """The turns of the event loop until reads have been asked for: the planner's, the reader's, and the read's own."""
-NEARLY_ALL = 0.85
-"""A pass that uses this share of a layer's experts is taken to use those of the next one: the disk need not wait for
-its router. Of eight rows that choose two of eight experts four fifths of the layers use as many."""
-
-
-Half: TypeAlias = Callable[[MicroBatch], None]
-"""What computes half a layer, or a part of it, for the rows of a micro-batch."""
-
-
-class Launch(Protocol):
-    """Launches work on the lane of the message's group, behind what came before in the micro-batch."""
-
-    def __call__(
-        self,
-        message: Message[Slot],
-        pass_: GenerationPass,
-        part: MicroBatch,
-        work: Callable[[], object],
-        after: Sequence[Event] = (),
-        repeats: Hashable = None,
-        *,
-        short: bool = False,
-    ) -> Event:
-        """Give the event of its end."""
 
 
 class ExpertHalf:
     """Asks the store for the experts that a layer's rows have chosen, and launches each when its bytes are on the way.
 
-    The host must know what was chosen before it can ask: this is the fourth place where it waits (rule 4). Where that
-    follows from the tokens it waits for nothing, and the store is told before it is the layer's turn. The fifth is for
-    what the CPU computes of the experts, on the `host`. With a `recorder` it is told of every choice.
+    The host must know the router's choice before it can ask: this is the fourth place where it waits (rule 4). A choice
+    that follows from the tokens is known, and asked for, before it is the layer's turn. The fifth place is the wait for
+    experts that the CPU computes, on the `host`. A `recorder` is told of every choice.
     """
 
     recorder: RoutingRecorder | None = None
@@ -116,17 +93,17 @@ class ExpertHalf:
         return None if kind is None or pass_.abandoned else self._run(kind, pass_, message, launch)
 
     def with_choice(
-        self, pass_: GenerationPass, layer: int, attention: Half, repeats: Hashable
-    ) -> tuple[Half, Hashable]:
+        self, pass_: GenerationPass, layer: int, attention: HalfWork, repeats: Hashable
+    ) -> tuple[HalfWork, Hashable]:
         """An attention and the choice of the experts behind it, to be launched as one, and what that depends on.
 
-        The host waits for that choice, so each launch before it counts. An attention alone is given back as it is: of a
-        layer without experts, or whose other group moves or is not there; and where either does not repeat.
+        The host waits for the choice, so each launch before it costs time. The attention is returned as it is where the
+        layer has no experts, the group of its router does not stay, or either half does not repeat.
         """
         kind, message = self._work.kind(layer), self._staying(layer)
         if kind is None or message is None or kind.routing.by_token:
             return attention, repeats
-        rows, guesses = len(token_ids(pass_.pieces)), self._guesses(kind, pass_, layer)
+        rows, guesses = pass_.tokens, self._guesses(kind, pass_, layer)
         if repeats is None or (choosing := _choosing(pass_, guesses)) is None:
             return attention, repeats
         pass_.chosen_of = layer
@@ -140,7 +117,7 @@ class ExpertHalf:
             return None
         if pass_.added_of == message.layer:
             return [pass_.last]
-        rows, repeats, ran = len(token_ids(pass_.pieces)), _repeats(pass_, "add up"), list[Event]()
+        rows, repeats, ran = pass_.tokens, _repeats(pass_, "add up"), list[Event]()
         for part in pass_.parts:
             work = functools.partial(self._work.add_up, message, kind, rows, part)
             # Behind the micro-batch before, with which it fails: only the last one is waited for at the end of a pass.
@@ -153,27 +130,59 @@ class ExpertHalf:
             await self._host.aclose()
 
     async def _run(self, kind: Experts, pass_: GenerationPass, message: Message[Slot], launch: Launch) -> None:
-        rows, last = len(token_ids(pass_.pieces)), pass_.parts[-1]
-        guesses, known = self._guesses(kind, pass_, message.layer), [self._known] if kind.routing.by_token else []
+        guesses = self._guesses(kind, pass_, message.layer)
         if pass_.chosen_of != message.layer:
-            for part in pass_.parts[:-1]:
-                launch(message, pass_, part, functools.partial(self._work.choose, message, kind, part, guesses), known)
-            work = functools.partial(self._work.choose_and_sort, message, kind, guesses, rows, last)
-            others = [*known, *(part.last for part in pass_.parts[:-1])]
-            launch(message, pass_, last, work, others, _choosing(pass_, guesses))
+            self._launch_choice(kind, pass_, message, launch, guesses)
         counts = await self._counts(kind, pass_, message)
         self._ahead.asked += 1
-        ends = [0, *itertools.accumulate(counts)]
+        await self._want(kind, pass_, message, counts, guesses)
+        await self._launch_wanted(kind, pass_, message, launch, counts)
+        if self._host is not None and (multiplied := await self._host.ended()) is not None and not pass_.abandoned:
+            work = self._host.handing_over(self._work.outputs)
+            launch(message, pass_, pass_.parts[-1], work, (multiplied,), short=True)
+
+    def _launch_choice(
+        self,
+        kind: Experts,
+        pass_: GenerationPass,
+        message: Message[Slot],
+        launch: Launch,
+        guesses: NextRouter | None,
+    ) -> None:
+        """Launch the choice of experts, and with that of the last micro-batch the order of all rows."""
+        *others, last = pass_.parts
+        known = [self._known] if kind.routing.by_token else []
+        for part in others:
+            launch(message, pass_, part, functools.partial(self._work.choose, message, kind, part, guesses), known)
+        work = functools.partial(self._work.choose_and_sort, message, kind, guesses, pass_.tokens, last)
+        after = [*known, *(part.last for part in others)]
+        launch(message, pass_, last, work, after, _choosing(pass_, guesses))
+
+    async def _want(
+        self,
+        kind: Experts,
+        pass_: GenerationPass,
+        message: Message[Slot],
+        counts: Sequence[int],
+        guesses: NextRouter | None,
+    ) -> None:
+        """Ask the store for the experts that rows have chosen, and ahead for some of the next layer."""
         wanted = [index for index, count in enumerate(counts) if count]
-        split = None if self._host is None else self._host.split(self._work.ids(kind, rows), counts)
+        split = None if self._host is None else self._host.split(self._work.ids(kind, pass_.tokens), counts)
         if self._store.want(message.layer, wanted, streamed=streams(len(wanted), kind.count), split=split):
-            # Launching what is there takes longer, and the disk would stand still.
+            # Reads begin before what is there is launched: that takes longer, and the disk would stand still.
             for _ in range(TURNS_TO_READ):
                 await asyncio.sleep(0)
             self._source.hand_over()
         if wanted:
-            self._hint(kind, message, wanted, rows, guesses)
-        left, before = len(wanted), READY
+            ask_ahead(self._store, self._work, message.layer, len(wanted), pass_.tokens, guesses)
+
+    async def _launch_wanted(
+        self, kind: Experts, pass_: GenerationPass, message: Message[Slot], launch: Launch, counts: Sequence[int]
+    ) -> None:
+        """Launch experts as they come, until all that the layer wants are used."""
+        ends = [0, *itertools.accumulate(counts)]
+        left, before = len(counts) - counts.count(0), READY
         while left:
             arrived = await self._store.arrived(self._work.at_once)
             left -= len(arrived)
@@ -188,11 +197,9 @@ class ExpertHalf:
                 event = self._compute(kind, pass_, message, launch, runs, are_last=not left and self._host is None)
                 self._store.used([one for one, _, _ in runs], event)
                 if self._work.at_once is not None:
-                    # What comes meanwhile is next: behind all that was there it would keep slots that reads want.
+                    # Before more is launched: experts that come meanwhile go first, as reads wait for their slots.
                     await ended(before)
                     before = event
-        if self._host is not None and (multiplied := await self._host.ended()) is not None and not pass_.abandoned:
-            launch(message, pass_, last, self._host.handing_over(self._work.outputs), (multiplied,), short=True)
 
     def _multiply_on_host(self, host: HostExperts, kind: Experts, runs: Sequence[Run]) -> Sequence[Run]:
         """Let the CPU multiply by those that were left in host memory; returns the others."""
@@ -213,12 +220,12 @@ class ExpertHalf:
     ) -> Event:
         """Launch experts behind their arrival; where these are the last of the layer, and few, as one with the sum."""
         part, after, short = pass_.parts[-1], [one.event for one, _, _ in runs], self._work.is_short(runs)
-        # Behind a choice that follows from tokens the host has not waited for the table's last launch.
+        # Where choices follow from tokens the host does not wait for them, so the last launch may still read the table.
         repeats = _repeats(pass_, "multiply and add up") if are_last and not kind.routing.by_token else None
         if repeats is None or (stored := self._work.list_few(runs)) is None:
             work = functools.partial(self._work.compute, kind, runs)
             return launch(message, pass_, part, work, after, short=short)
-        pass_.added_of, rows = message.layer, len(token_ids(pass_.pieces))
+        pass_.added_of, rows = message.layer, pass_.tokens
         work = functools.partial(self._work.compute_few, message, kind, stored, rows, part)
         return launch(message, pass_, part, work, after, (repeats, stored), short=short)
 
@@ -228,46 +235,24 @@ class ExpertHalf:
         return message if message is not None and message.at.is_leased else None
 
     def _guesses(self, kind: Experts, pass_: GenerationPass, layer: int) -> NextRouter | None:
-        """Whom to ask beforehand: the next router, where that is wished and its group stays.
+        """The next layer with experts, whose router is asked beforehand, if look-ahead is on and its group stays.
 
-        Not where a choice follows from tokens: either is known then, and the host waits for none.
+        None where a choice follows from tokens: the host does not wait for it, and it need not be guessed.
         """
-        if not self._ahead.asks or kind.routing.by_token:
+        following = self._work.next_kind(layer)
+        if not self._ahead.asks or kind.routing.by_token or following is None:
             return None
-        later, following = self._work.next_kind(layer) or (-1, kind)
-        if (message := self._staying(later)) is None or following.chosen != kind.chosen or following.routing.by_token:
+        next_layer, next_kind = following
+        message = self._staying(next_layer)
+        if message is None or next_kind.chosen != kind.chosen or next_kind.routing.by_token:
             return None
         return message, pass_.padded_rows
 
-    def _hint(
-        self,
-        kind: Experts,
-        message: Message[Slot],
-        wanted: Sequence[int],
-        rows: int,
-        guesses: NextRouter | None,
-    ) -> None:
-        """Let experts of the next layer come ahead: those that its tokens need, if that is known; any where nearly all
-        are needed; or what its router would take.
-        """
-        following = self._work.next_kind(message.layer)
-        if following is not None and following[1].routing.by_token:
-            self._store.hint(following[0], self._work.union(following[0], rows))
-        elif len(wanted) >= NEARLY_ALL * kind.count and following is not None:
-            self._store.hint(following[0], range(following[1].count))
-        elif guesses is not None:
-            group, first = guesses
-            weights = Counter[int]()
-            for row in self._work.ids(kind, rows, first).tolist():
-                for rank, index in enumerate(row):
-                    weights[index] += kind.chosen - rank
-            self._store.guess(group.layer, [index for index, _ in weights.most_common()])
-
     async def _counts(self, kind: Experts, pass_: GenerationPass, message: Message[Slot]) -> list[int]:
-        """How many rows have chosen each expert; none where choosing has failed, which the sum fails with, too."""
-        chosen, rows = pass_.last, len(token_ids(pass_.pieces))
+        """Wait for the choice; returns how many rows use each expert, [] if it has failed: then the sum fails, too."""
+        chosen, rows = pass_.last, pass_.tokens
         of_tokens = self._work.of_tokens if kind.routing.by_token else None
-        if of_tokens is not None and (self._host is None or not self._host.opens):  # else rows for the CPU must come
+        if of_tokens is not None and (self._host is None or not self._host.opens):  # else the CPU needs the rows
             return self._counted(kind, message, of_tokens.of_tokens(message.layer, rows))
         if self._host is not None:
             chosen = self._host.fetch(self._work.inputs_memory, rows, chosen)
@@ -284,8 +269,8 @@ class ExpertHalf:
 
 
 def _repeats(pass_: GenerationPass, what: str) -> Hashable:
-    """What is launched for one micro-batch is always the same where each of its rows has a token."""
-    full = len(pass_.parts) == 1 and pass_.padded_rows == len(token_ids(pass_.pieces))
+    """A key for work that launches the same in every pass of as many rows: in one micro-batch without empty rows."""
+    full = len(pass_.parts) == 1 and pass_.padded_rows == pass_.tokens
     return (what, pass_.padded_rows) if full else None
 
 
@@ -293,6 +278,6 @@ def _choosing(pass_: GenerationPass, guesses: NextRouter | None) -> Hashable:
     return _repeats(pass_, f"choose, guess {guesses is not None}")
 
 
-def _one_after_the_other(attention: Half, choose: Half, part: MicroBatch) -> None:
+def _one_after_the_other(attention: HalfWork, choose: HalfWork, part: MicroBatch) -> None:
     attention(part)
     choose(part)

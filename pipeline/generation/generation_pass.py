@@ -43,6 +43,11 @@ class GenerationPass:
         return [(block.begin, block.end) for block in self.blocks]
 
     @property
+    def tokens(self) -> int:
+        """How many tokens it carries: one in each of its first rows."""
+        return sum(len(piece.token_ids) for piece in self.pieces)
+
+    @property
     def padded_rows(self) -> int:
         """How many rows it computes, those behind the last token too."""
         return self.parts[-1].end

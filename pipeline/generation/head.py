@@ -12,8 +12,8 @@ from actors.core.budget import Slot
 from actors.core.event import Event
 from actors.core.message import GroupKey, Message
 from pipeline.formats.parts import gives_logits
-from pipeline.generation.expert_half import Launch
 from pipeline.generation.generation_pass import GenerationPass
+from pipeline.generation.launches import Launch
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.prompt_scores import Found, PromptScorer, ScoredRows, ScoredRun

@@ -14,10 +14,11 @@ from actors.core.ports import Program
 from pipeline.devices.port import Device
 from pipeline.formats.parts import ATTN, FFN, HEAD, attends, gives_logits, kind_of
 from pipeline.generation.batching import Piece
-from pipeline.generation.expert_half import ExpertHalf, Half
+from pipeline.generation.expert_half import ExpertHalf
 from pipeline.generation.fetched_rows import fetch_rows
 from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.head import Head
+from pipeline.generation.launches import HalfWork
 from pipeline.generation.micro_batches import MicroBatch, micro_batches
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
@@ -38,8 +39,7 @@ COMPUTE = "compute"
 class Section(Program):
     """The program of one line: it computes passes that the whole, `passes`, begins and finishes.
 
-    Of several sections that of the first layer has the `embedding`, and one has the `head`. Before its `hops` a pass
-    comes from another one.
+    Of several sections, that of the first layer has the `embedding`, and one has the `head`.
     """
 
     passes: "Passes[Section]"
@@ -218,7 +218,7 @@ class Section(Program):
     def _launch_attention(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
         kv, arrived = self._cache.layer(message.layer)
         repeats = self._work.attention_repeats(pass_, message.layer)
-        half: Half = functools.partial(self._work.attention, message, kv)
+        half: HalfWork = functools.partial(self._work.attention, message, kv)
         if self.expert_half is not None:
             half, repeats = self.expert_half.with_choice(pass_, message.layer, half, repeats)
         return self._launch_half(pass_, message, half, arrived, repeats=repeats)
@@ -235,7 +235,7 @@ class Section(Program):
         self,
         pass_: GenerationPass,
         message: Message[Slot],
-        half: Half,
+        half: HalfWork,
         *arrived: Event,
         repeats: Hashable = None,
     ) -> list[Event]:

@@ -1,11 +1,11 @@
-"""What lines wait for, in words: for those who ask why nothing goes on."""
+"""What lines wait for, in words, to say why a pass does not go on."""
 
 from collections.abc import Sequence
 
 from actors.core.line import Line
 
 PASSED_OVER = ("room", "hop")
-"""Waits for an actor further down, or for another line."""
+"""Waits for an actor further down, or for another line: that one's wait is told instead."""
 WORDS = {
     "event": "bytes on their way from {filler}",
     "slot": "a slot",
@@ -16,7 +16,7 @@ WORDS = {
 
 
 def awaited(lines: Sequence[Line]) -> str:
-    """Of each line that waits for something the wait that is nearest to its end: those before it stand behind that."""
+    """For each line, what its last waiting actor waits for: all actors before that one wait because of it."""
     return "; ".join(filter(None, map(_awaited, lines)))
 
 

@@ -1,4 +1,4 @@
-"""How many experts have a slot in each place: what the settings say, or the least, and what all else leaves."""
+"""How many slots experts have in each place: as many as the settings say, or all that the plan leaves room for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,12 +47,15 @@ class ExpertRoom:
         return {place: self.catalog.slot_bytes(PLACE.format(place))[KIND] for place in places}
 
     def least(self) -> dict[str, int]:
-        """The slots that there are in any case; where no setting says how many, those that move, and as many kept."""
+        """The slots that there are in any case: as the settings say, else a window for what moves, and as many kept."""
         said = {place.name: getattr(self.settings, place.experts_setting) for place in self.device.places}
         return {place: min(2 * self.window if one is None else one, self.count) for place, one in said.items()}
 
     def grown(self, left: Mapping[str, int]) -> dict[str, int]:
-        """With what is `left` in each place beside the least, the last place first; what it holds no other needs."""
+        """The least, and slots in what is `left` beside that in each place, the last place first.
+
+        Where the last place has a slot for every expert, the places before it get no more than the least.
+        """
         slots, sizes = self.least(), self.slot_bytes
         wanted = self.count
         for place in reversed(self.device.places):
@@ -63,7 +66,7 @@ class ExpertRoom:
         return slots
 
     def missed_bytes(self, slots: Mapping[str, int], used: int) -> dict[str, int]:
-        """What moves into each place when a pass uses so many experts, taken to be any of them alike."""
+        """The bytes that move into each place when a pass uses so many experts, each of them as likely as any other."""
         nbytes, missed, kept = self.catalog.needed_bytes // self.count * used, {}, 0
         for place in reversed(self.device.places):
             kept = min(self.count, kept + slots[place.name])

@@ -37,9 +37,15 @@ OWN_THREADS = 12
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an open line holds, and where: in one place where memory is one. `limits` bound each place, in bytes.
+    """What an open line holds, and where; there is one place where host and device memory are the same.
 
-    So many `groups` move through the last place at a time, if any do, and so many `experts` have slots in each.
+    Attributes:
+        memory: all that is held, added up.
+        limits: what the plan may fill of each place, in bytes.
+        slots: those through which groups move, by place.
+        residency: the groups that stay.
+        groups: how many groups move through the last place at a time, if any do.
+        experts: how many experts have a slot in each place.
     """
 
     memory: MemoryPlan
@@ -152,9 +158,9 @@ class Planning:
 
 
 def _for_disk(settings: EngineSettings, catalog: WeightCatalog, device: Device, limit: int) -> EngineSettings:
-    """With as many slots as keep the disk busy, where they are of the one place and no setting says how many.
+    """The settings with as many slots as keep the disk busy, where there is one place and no setting says how many.
 
-    Of a model that is not much larger all that moves would have a slot: it gets the fewest.
+    A model that is hardly larger than these slots gets the fewest: all that it moves would have a slot.
     """
     place = device.places[-1].name
     sizes = catalog.slot_bytes(place)
@@ -165,7 +171,8 @@ def _for_disk(settings: EngineSettings, catalog: WeightCatalog, device: Device, 
 
 
 def _groups_of(nbytes: float, sizes: Mapping[str, int], limit: int) -> int:
-    """As many, alike of each kind, as hold so many bytes, in their share of a limit; at least those by default."""
+    """How many groups, as many of each kind, hold so many bytes within `MOST_AHEAD_SHARE` of a limit; never fewer than
+    the default."""
     one_of_each = sum(sizes.values())
     most = int(limit * MOST_AHEAD_SHARE / one_of_each)
     return max(FEWEST_GROUPS, len(sizes) * min(most, math.ceil(nbytes / one_of_each)))
@@ -254,7 +261,7 @@ def _available(
 def _within_limits(free: int, pool: str, promised_bytes: int, lines: int) -> tuple[int, str | None]:
     """Return what this process may hold of `free` memory, with what it holds by now; and the limit that says so."""
     have, bound = free + resident_bytes(), None
-    mapped = resident_bytes() + promised_bytes  # in the limits' count
+    mapped = resident_bytes() + promised_bytes  # the plan counts these as held, and `left` is beside them
     threads = OWN_THREADS * lines + torch.get_num_threads()
     for name, left in process_bounds(threads, open_models_take(pool)[0]).items():
         if mapped + left < have:

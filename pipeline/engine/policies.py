@@ -123,7 +123,7 @@ POLICIES: Mapping[str, Policy] = {
     )
 }
 CURRENT_CHAINED = replace(POLICIES["current"], waits="chained")
-"""`current` with its event-chained forward switched on, which the original never called."""
+"""`current` with chained waits, which the engine that it comes from had, but never used: see README.md in this room."""
 
 
 def fit_policy(policy: PrefetchPolicy, slots: Mapping[str, int]) -> PrefetchPolicy:

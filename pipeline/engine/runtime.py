@@ -1,4 +1,4 @@
-"""An open line owns, whatever it computes, its groups, how they are read, where they go, and the wired actors."""
+"""What an open line owns, whatever it computes: its groups, their source, the memory of their slots, its actors."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""For how long passes stood before the groups of each section, while none of the devices computed."""
+"""How long passes waited for each section of a model, while none of its devices computed."""
 
 from collections.abc import Sequence
 

@@ -159,17 +159,17 @@ class Supervisor:
                 raise
             failure = explained(end or LineError("the line ended, though its plan has no end"))
             logger.error("%s", failure)
-            if meant := self._meant(failure):
+            if recurs := self._recurs(failure):
                 self._callers.fail(failure)
             patience = self._loop.call_later(PATIENCE_SECONDS, self._callers.fail_those_that_run, failure)
         patience.cancel()
-        if meant:  # requests that came since then keep their places
+        if recurs:  # requests that came since then keep their places
             self._callers.stopped()
         else:
             self._callers.interrupt(failure)
 
-    def _meant(self, failure: BaseException) -> bool:
-        """Whether no request can be served from now on: a stage or policy of the user's, or how the line was wired."""
+    def _recurs(self, failure: BaseException) -> bool:
+        """Whether a new run would fail alike: through a stage or policy of the user's, or the way the line is wired."""
         if isinstance(failure, ActorFailed):
             return failure.actor in self._runtime.own_actors or isinstance(failure.__cause__, PolicyFailed)
         return isinstance(failure, LineError)

@@ -1,4 +1,4 @@
-"""The five actors in a row, for real and for simulated ports alike."""
+"""Joins actors to lines, that of the weights and those of companions, for real and for simulated ports alike."""
 
 import functools
 import operator

@@ -17,7 +17,8 @@ from pipeline.text.tokenizing import Tokenizing
 
 Result = TypeVar("Result")
 QUIET_SECONDS, QUIET_TURNS = 0.0001, 2
-"""So short are turns of the event loop in which nothing comes: to take in a request takes several times as long."""
+"""After so many turns of the event loop that are shorter than this, no more requests come: to take one in takes several
+times as long."""
 MOST_GATHERING_SECONDS = 0.05
 """In which some hundred requests come over HTTP; a program may also keep the loop busy with something else."""
 
@@ -52,7 +53,7 @@ class Admission:
         self._is_ahead = False
 
     def check(self, parameters: SamplingParameters) -> None:
-        """Raise RequestError for parameters that can never be served."""
+        """Raise RequestError for parameters that can never be served: there are none where the lines run here."""
 
     async def tokenized(self, make: Callable[[Tokenizing], Coroutine[Any, Any, Result]]) -> Result:
         """What `make` makes of a call, sequences to be submitted at once; from now on `drained` waits for it.
@@ -88,19 +89,16 @@ class Admission:
 
     async def wanted(self) -> None:
         """Wait until a request wants tokens."""
-        await self._until_wanted()
-
-    async def _until_wanted(self) -> None:
         while not self.batcher.wanted:
             self._wanted.clear()
             await self._wanted.wait()
 
     async def _gathered(self) -> None:
-        """Wait for a first request, and while the loop still has much to do: calls that come at once share a pass.
+        """Wait for a first request, and until no more come with it, so that calls that come at once share a pass.
 
-        Otherwise the first would have one of its own, for whose end all others would wait.
+        Otherwise the first would have a pass of its own, for whose end all others would wait.
         """
-        await self._until_wanted()
+        await self.wanted()
         first = now = time.perf_counter()
         quiet = 0
         while quiet < QUIET_TURNS and now - first < MOST_GATHERING_SECONDS:

@@ -1,4 +1,4 @@
-"""The page on which an open model is put together: what it holds is planned, then taken, then wired."""
+"""Puts an open model together: what it holds is planned, then taken, then wired."""
 
 import contextlib
 import logging

@@ -55,8 +55,8 @@ class Head:
     def send(self, pass_: GenerationPass) -> RowsSent:
         """Send what the choices of a pass need, where that has not been done.
 
-        A measurement may compute some of the groups alone, and not the one behind whose launch it is done else; and for
-        a pass that is ahead the tokens of the one before must be known.
+        It is done when half of the groups are launched; only later for a pass that began ahead, as the tokens of the
+        pass before must be known, and for a measurement that does not compute that group.
         """
         pass_.rows = rows = pass_.rows or self.sampler.send(pass_.last_rows)
         return rows

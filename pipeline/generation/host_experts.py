@@ -40,7 +40,7 @@ class HostExperts:
 
     The rows of a layer come behind what its router has chosen. Places and outputs lie in host memory that the device
     sees, so that they wait for no copy in the H2D lane. `place` is the budget of the slots. Without `rates` all that is
-    not on the device is computed here; with them a gate looks at what passes take, from their beginning to their end.
+    not on the device is computed here; with them only what is faster here, in passes for which a gate `opens`.
     """
 
     rates: SplitRates | None = None
@@ -85,13 +85,13 @@ class HostExperts:
             return self._products.seconds(kind, self._place, slots, rows_TD, output_PD)
 
     def begin(self, rows: int) -> None:
-        """A pass of so many rows begins. Whether it leaves some here, `opens` says until the next one."""
+        """A pass of so many rows begins; `opens` says whether it may leave experts to the CPU."""
         self._begun_at, self._asked, self._filled = time.perf_counter(), 0, 0
         self.opens = rows <= self._most_rows and (self.rates is None or self._gate.opens(rows))
 
     def end(self) -> None:
         """The results of the pass are there."""
-        if self._asked == self._layers:  # one that was left amid its layers tells nothing
+        if self._asked == self._layers:  # a pass that was abandoned amid its layers tells nothing
             self._gate.took(time.perf_counter() - self._begun_at)
 
     def fetch(self, inputs: Memory, rows: int, after: Event) -> Event:
@@ -103,9 +103,9 @@ class HostExperts:
         return self._device.download(inputs, self._rows, [Copy(0, 0, nbytes)], (after,))
 
     def split(self, ids_TK: torch.Tensor, counts: Sequence[int]) -> Split | None:
-        """What says which experts are computed here, of a layer whose rows have come, and have chosen these.
+        """Return the function that says which experts of a layer are computed here; None if the pass leaves none here.
 
-        `counts` has how many rows use each expert. None for a pass that leaves none here.
+        `ids_TK` are the experts that the rows have chosen, and `counts` how many rows use each.
         """
         self._asked += 1
         if not self.opens:
@@ -150,7 +150,7 @@ class HostExperts:
         return self._last
 
     def handing_over(self, outputs_PD: torch.Tensor) -> Callable[[], object]:
-        """What puts what came out into its places, as a piece of work of the device behind the products."""
+        """The work with which the device copies the products into their places among the outputs."""
         places_P = self._seen[PLACES].view(PLACE_DTYPE)[: self._filled]
         output_PD = self._as_rows(self._seen[OUTPUTS])[: self._filled]
         return functools.partial(outputs_PD.index_copy_, 0, places_P, output_PD)

@@ -42,9 +42,9 @@ class _There:
 
 
 class HostProducts:
-    """Multiplies by all experts of a call at once where kernels know how these are stored, and few rows use them.
+    """Multiplies by the experts of a call: at once by all whose storage the kernels know, and which few rows use.
 
-    By others one by one, as torch does.
+    By the others one by one, as torch does.
     """
 
     def __init__(self, catalog: WeightCatalog, dtype: torch.dtype, least_rows: int) -> None:

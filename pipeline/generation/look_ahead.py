@@ -1,4 +1,4 @@
-"""Whether passes ask the routers of the next layers beforehand: as the settings say, or where passes take less so."""
+"""Whether passes ask the routers of the next layers beforehand: as the settings say, or where that is faster."""
 
 import time
 
@@ -17,8 +17,8 @@ class LookAhead:
     asking for it, they cost more than they save. So "auto" times passes.
 
     Attributes:
-        asks: whether the pass that has begun does.
-        asked: how many layers of it have chosen their experts.
+        asks: whether the pass that has begun looks ahead.
+        asked: how many layers of this pass have asked for their experts.
     """
 
     def __init__(self, store: ExpertStore, layers: int, *, always: bool, gated: bool) -> None:
@@ -43,5 +43,5 @@ class LookAhead:
 
     def end(self) -> None:
         """The results of the pass are there."""
-        if self._gate is not None and self.asked == self._layers:  # one that was left amid its layers tells nothing
+        if self._gate is not None and self.asked == self._layers:  # a pass that was abandoned tells nothing
             self._gate.took(time.perf_counter() - self._began, self._store.misses - self._misses)

@@ -1,4 +1,4 @@
-"""A gate that times passes: whether something pays that helps some machines and costs others."""
+"""A gate that times passes with and without something that pays on some machines only, and chooses."""
 
 import statistics
 from collections import defaultdict
@@ -9,15 +9,15 @@ RESTS = 256
 
 
 class PassGate:
-    """Says for each pass whether it goes a certain way: not where passes without that have taken less time.
+    """Opens for a pass unless passes of about as many rows have taken less time with the gate closed.
 
-    What that costs beside what it saves follows from the machine alone: it takes cores, and the interpreter lock, from
-    those who launch and copy. Passes of about as many rows are compared.
+    What goes through the gate, as look-ahead or experts on the CPU, takes cores and the interpreter lock from launches
+    and copies. Whether it saves more than it costs follows from the machine, so it is timed there.
 
     Args:
-        tried: how many passes are timed with it, and as many without, before one way is chosen.
-        in_a_row: how many of these go one way before others go the other; it divides `tried`. Two gates of one model
-            need different ones, as each would time what the other does.
+        tried: how many passes are timed with an open gate, and how many with a closed one, before one is chosen.
+        in_a_row: how many passes are timed before the gate changes; it divides `tried`. Two gates of one model need
+            different numbers: if both changed at once, each would time what the other does.
     """
 
     def __init__(self, tried: int, in_a_row: int) -> None:
@@ -27,7 +27,7 @@ class PassGate:
         self._under_way: tuple[int, bool] | None = None
 
     def opens(self, rows: int) -> bool:
-        """Whether a pass of so many rows, that begins now, goes that way."""
+        """Whether the gate is open for a pass of so many rows that begins now."""
         size = rows.bit_length()
         pays, rests = self._decided.get(size, (False, 0))
         if rests:
@@ -49,7 +49,7 @@ class PassGate:
 
 
 def _pays(tried: Sequence[tuple[bool, float, int]]) -> bool:
-    """Whether passes that went that way took no longer, by what they took beyond their share for what was read."""
+    """Whether passes with an open gate took no longer, when the time that goes with what each has read is left out."""
     counts = [reads for _, _, reads in tried]
     share = 0.0
     if len({*counts}) > 1:

@@ -1,4 +1,4 @@
-"""One pass on one page, from top to bottom: begin, layers, head, choose, deliver."""
+"""The program of a model: begins a pass with requests, hands it from section to section, and delivers its tokens."""
 
 import asyncio
 import weakref
@@ -30,7 +30,7 @@ class GenerationProgram(Delivery):
         self.sections = tuple(sections)
         self._shared = shared
         for number, (section, hops) in enumerate(zip(sections, shared.hops, strict=True)):
-            # A circle of references would hold KV blocks until garbage is collected.
+            # A cycle of references would hold KV blocks until the garbage collector runs.
             section.join(weakref.proxy(self), number, hops, alone=len(sections) == 1)
 
     async def begin(self, section: Section) -> GenerationPass:
@@ -50,9 +50,9 @@ class GenerationProgram(Delivery):
         return states[0]
 
     def ahead(self, section: Section, pass_: GenerationPass) -> GenerationPass | None:
-        """Begin the next pass where the same sequences go on with whatever tokens the device chooses.
+        """Begin the next pass where the same sequences go on, whichever tokens the device chooses.
 
-        One that ends with its token has been computed once too often: what comes of that is dropped.
+        A sequence that its next token ends has been computed once too often: that result is dropped.
         """
         if not section.alone or (head := section.head) is None or not section.may_go_on(pass_, head):
             return None
@@ -82,7 +82,7 @@ class GenerationProgram(Delivery):
         except Exception:
             if self._shared.failed_in() in (None, section.number):
                 raise
-            await asyncio.Event().wait()  # until the section in which it failed has told of it, and all have stopped
+            await asyncio.Event().wait()  # the section in which it failed first reports it, and all lines are stopped
         if section.head is not None:
             await self._shared.others_through(section.number)
             chosen = [(piece.sequence, outcomes[piece.sequence.sampler]) for piece in pass_.choosing]

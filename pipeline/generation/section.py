@@ -273,7 +273,7 @@ class Section(Program):
     def _launch_head(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
         return [] if self.head is None else self.head.step(pass_, message, self._launch)
 
-    # Bound methods in the program would hold it, and its KV blocks, until garbage is collected.
+    # Bound methods in the instance would be a cycle of references, which holds KV blocks until it is collected.
     _launches: ClassVar = {ATTN: _launch_attention, FFN: _launch_ffn, HEAD: _launch_head}
 
     async def embedded(self, pass_: GenerationPass) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from actors.core.budget import Slot
 from actors.core.expert_cache import Expert
-from actors.core.expert_hints import HintCounts, HintGate
+from actors.core.expert_counts import HintCounts
+from actors.core.expert_hints import HintGate
 from actors.core.message import Message
 
 PAYS = 2

@@ -5,10 +5,10 @@ what is wanted. So a wrong hint costs the rest of a read under way, and no kept 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from actors.core.budget import Slot
 from actors.core.expert_cache import Expert
+from actors.core.expert_counts import HintCounts
 from actors.core.message import Message
 
 JUDGED = 64
@@ -41,25 +41,6 @@ class HintGate:
             self._rests = RESTS
         self._paid = self._in_the_way = self._settled = 0
         return closes
-
-
-@dataclass(slots=True)
-class HintCounts:
-    """What became of hints: `asked` for experts that were not there, of these `sent`, and then `useful` or `wasted`.
-
-    Attributes:
-        early: useful ones that had come when they were wanted.
-        in_the_way: wasted ones that were still on their way when that was known.
-        closed: how often the gate was closed.
-    """
-
-    asked: int = 0
-    sent: int = 0
-    useful: int = 0
-    early: int = 0
-    wasted: int = 0
-    in_the_way: int = 0
-    closed: int = 0
 
 
 class Hints:

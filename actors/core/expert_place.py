@@ -1,22 +1,12 @@
-"""One place's slots that keep experts, what says which, and how often they were found there."""
+"""One place's slots that keep experts, and the cache that says which."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from actors.core.budget import Budget, Slot
 from actors.core.errors import LineError
 from actors.core.expert_cache import EvictionPolicy, Expert, ExpertCache, Found, kept_slots
+from actors.core.expert_counts import Uses
 from actors.core.message import Message
-
-
-@dataclass(slots=True)
-class Uses:
-    """How often an expert of a layer was in a place that was asked for it, and how often not; streamed ones apart."""
-
-    hits: int = 0
-    misses: int = 0
-    streamed_hits: int = 0
-    streamed_misses: int = 0
 
 
 class ExpertPlace:
@@ -35,7 +25,7 @@ class ExpertPlace:
     def settle(self, expert: Expert, message: Message[Slot]) -> None:
         """Keep a slot that has been used, or give it back behind the last operation on it.
 
-        So does that of an expert which has come a second time, as what is guessed wrong may be wanted on its way.
+        A second slot of one expert is given back: a wrong guess that is still on its way may be wanted, and sent again.
         """
         if expert in self.cache and expert not in self.kept:
             self.kept[expert] = message
@@ -45,12 +35,7 @@ class ExpertPlace:
     def take_note(self, layer: int, found: Found, *, streamed: bool) -> None:
         """Count what was found, and give back the slots of what is kept no more; one in use is given back later."""
         uses = self.uses.setdefault(layer, Uses())
-        if streamed:
-            uses.streamed_hits += len(found.hits)
-            uses.streamed_misses += len(found.misses)
-        else:
-            uses.hits += len(found.hits)
-            uses.misses += len(found.misses)
+        uses.take_note(len(found.hits), len(found.misses), streamed=streamed)
         for victim in found.victims:
             if (message := self.kept.pop(victim, None)) is not None:
                 message.at.release(after=message.at.filled)

@@ -7,42 +7,24 @@ way, or given to the program; only the first may last, and leaves at least one s
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from actors.core.budget import Budget, Slot
 from actors.core.errors import LineError
 from actors.core.event import Event
 from actors.core.expert_cache import EvictionPolicy, Expert, Found, LeastRecentlyUsed, request
+from actors.core.expert_counts import ExpertStatistics, Unions
 from actors.core.expert_guesses import Guess, Guesses
-from actors.core.expert_hints import HintCounts, Hints
-from actors.core.expert_place import ExpertPlace, Uses
+from actors.core.expert_hints import Hints
+from actors.core.expert_place import ExpertPlace
 from actors.core.message import READY, GroupKey, Message
 from actors.core.stretch import has_arrived
 
 Split: TypeAlias = Callable[[Sequence[int], Sequence[int]], Collection[int]]
 """Of the experts of a layer that the device has not, those that host memory keeps and those that must be read: which
 are computed on the host, from their slots there."""
-
-
-@dataclass(slots=True)
-class Unions:
-    """How many experts a layer wanted, in so many passes: all together, the most in one, and computed on the host."""
-
-    passes: int = 0
-    experts: int = 0
-    largest: int = 0
-    on_host: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertStatistics:
-    """What was wanted and found since the model was opened: by place, in order, and layer; and what hints did."""
-
-    places: Mapping[str, Mapping[int, Uses]]
-    unions: Mapping[int, Unions]
-    hints: HintCounts
 
 
 class ExpertStore:
@@ -60,7 +42,7 @@ class ExpertStore:
             host.
         computed: is called with experts whose computations were launched as one, and the event of their end.
         computed_on_host: the same of those that were left in host memory.
-        misses: how many experts that were wanted no place had, up to now.
+        misses: how many experts were wanted that no place had.
     """
 
     told: Callable[[int, int, Sequence[Found], int], None] | None = None
@@ -105,24 +87,13 @@ class ExpertStore:
         """
         if self._wanted or self._there or self._ready or self._given:
             raise LineError(f"experts of layer {layer} are wanted before those of the last one are used")
-        unions = self._unions.setdefault(layer, Unions())
-        unions.passes, unions.experts = unions.passes + 1, unions.experts + len(experts)
-        unions.largest = max(unions.largest, len(experts))
         missing = [(layer, index) for index in experts if (layer, index) not in self._places[-1].cache]
         guessed, guessed_in_vain = self._guesses.settle(missing)
         hinted, hinted_in_vain = self._hints.settle(layer, [one for one in missing if one not in guessed])
         ahead = {**guessed, **hinted}
         self._on_host = self._left_on_host([one for one in missing if one not in ahead], split)
-        unions.on_host += len(self._on_host)
-        on_host = {index for _, index in self._on_host}
-        caches = [place.cache for place in self._places]
-        found = request(caches, layer, experts, streamed=streamed, on_host=on_host)
-        for place, one in zip(self._places, found, strict=True):
-            place.take_note(layer, one, streamed=streamed)
-        self.misses += len(found[0].misses)
-        if self.told is not None:
-            self.told(layer, len(experts), found, len(on_host))
-        self._there = [_arrived(self._places[-1].kept.pop((layer, index))) for index in found[-1].hits]
+        hits = self._look_up(layer, experts, streamed=streamed)
+        self._there = [_arrived(self._places[-1].kept.pop((layer, index))) for index in hits]
         for expert, message in (*guessed_in_vain.items(), *hinted_in_vain.items()):
             self._settle(expert, message)
         for expert, come in ahead.items():
@@ -140,9 +111,9 @@ class ExpertStore:
         return sum(slot is None for _, slot in held)
 
     async def next(self, seq: int) -> tuple[int, str, Slot | None]:
-        """Wait for an expert that must come; returns its layer and group, and the host slot that keeps it, if any.
+        """Wait for an expert to send as message number `seq`: one that is wanted, else a hint, else a guess.
 
-        It travels as the message of this number.
+        Returns its layer and group, and the host slot that keeps it, if any.
         """
         while not self._unsent:
             if self._hints.slots + self._guesses.slots < self._room_ahead:
@@ -163,9 +134,9 @@ class ExpertStore:
     def arrive(self, message: Message[Slot]) -> None:
         """Take an expert that is on its way to the place where it is computed."""
         expert, guess = self._expert(message), self._guesses.arrive(message.seq, message)
-        if guess is not None and guess.wanted is None:
+        if guess is not None and guess.wanted is None:  # it is held until its layer says what it wants
             self._more.set()
-        elif guess is not None and not guess.goes_on() and not guess.kept:
+        elif guess is not None and not guess.goes_on() and not guess.kept:  # wrong, and not read whole
             self._drop(message)
             self._more.set()
         elif expert in self._wanted:
@@ -173,7 +144,7 @@ class ExpertStore:
             self._settle_source(expert, message)
             self._ready.append(message)
             self._some.set()
-        elif guess is not None or not self._hints.arrive(expert, message):
+        elif guess is not None or not self._hints.arrive(expert, message):  # wrong, but whole
             self._settle(expert, message)
             self._more.set()
 
@@ -197,7 +168,7 @@ class ExpertStore:
         return given
 
     def used(self, messages: Sequence[Message[Slot]], event: Event) -> None:
-        """Say that the computations of these were launched and end with `event`; READY where nothing was launched."""
+        """Say that the computations of these experts end with `event`; READY where none was launched."""
         if messages and event is not READY:
             tell = self.computed_on_host if self._is_on_host(messages[0]) else self.computed
             if tell is not None:
@@ -250,6 +221,18 @@ class ExpertStore:
             replace(self._hints.counts),
         )
 
+    def _look_up(self, layer: int, experts: Sequence[int], *, streamed: bool) -> Sequence[int]:
+        """Let the caches decide what is kept, and count what they find; returns what is where it is computed."""
+        caches, on_host = [place.cache for place in self._places], {index for _, index in self._on_host}
+        self._unions.setdefault(layer, Unions()).take_note(len(experts), len(on_host))
+        found = request(caches, layer, experts, streamed=streamed, on_host=on_host)
+        for place, one in zip(self._places, found, strict=True):
+            place.take_note(layer, one, streamed=streamed)
+        self.misses += len(found[0].misses)
+        if self.told is not None:
+            self.told(layer, len(experts), found, len(on_host))
+        return found[-1].hits
+
     def _expert(self, message: Message[Slot]) -> Expert:
         return message.layer, self._indices[message.group]
 
@@ -291,5 +274,5 @@ class ExpertStore:
 
 
 def _arrived(message: Message[Slot]) -> Message[Slot]:
-    """A kept expert: once it has come, nothing waits for that any more."""
+    """The message of a kept expert, without the event of its arrival when that has come."""
     return message.moved(message.at, READY) if message.event is not READY and has_arrived(message) else message

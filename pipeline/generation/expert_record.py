@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from actors.core.expert_hints import HintCounts
-from actors.core.expert_place import Uses
+from actors.core.expert_counts import HintCounts, Uses
 from pipeline.engine.expert_line import ExpertLine
 
 

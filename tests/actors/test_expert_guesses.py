@@ -6,8 +6,9 @@ import pytest
 from support.expert_lines import Wanted, expert_world, part, replayed
 
 from actors.core.errors import ActorFailed
+from actors.core.expert_counts import HintCounts
 from actors.core.expert_guesses import PAYS, Guesses
-from actors.core.expert_hints import JUDGED, RESTS, HintCounts
+from actors.core.expert_hints import JUDGED, RESTS
 from actors.core.message import READY, Message
 from pipeline.tools.simulation.loop import run_virtual
 

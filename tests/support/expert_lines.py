@@ -9,7 +9,7 @@ from typing import Any
 from actors.core.budget import Budget, Slot
 from actors.core.event import Event
 from actors.core.expert_cache import EvictionPolicy, ExpertCache, LeastRecentlyUsed, kept_slots, request
-from actors.core.expert_place import Uses
+from actors.core.expert_counts import Uses
 from actors.core.expert_store import ExpertStore, Split
 from actors.core.line import Line, running
 from actors.core.message import GroupKey, Message, ended

@@ -14,18 +14,20 @@ from actors.core.expert_hints import HintGate
 from actors.core.message import Message
 
 PAYS = 2
-"""A right guess saves a part of a read; a wrong one under way delays others by a step. So many of these are as bad."""
+"""A right guess saves a part of a read, a wrong one under way delays others by a step: so many wrong ones cost it."""
 MOST_UNREAD = 2
-"""So many undecided guesses have not come yet at a time: one is read, and the next begins when it has landed."""
+"""The most undecided guesses on their way at a time: one is read, and the next begins when that one has landed."""
 
 
 class Guess:
     """An expert that is perhaps wanted.
 
     Attributes:
-        begun: whether bytes of it were read, or it needs none, as host memory keeps it.
+        kept: whether host memory keeps it, so that no byte of it is read.
+        begun: whether bytes of it were read, or it is `kept`.
         wanted: None until its layer has said what it wants.
         decided: is called when that is known.
+        message: the guess in its slot, once it has come.
     """
 
     def __init__(self, expert: Expert, *, kept: bool) -> None:
@@ -46,11 +48,11 @@ class Guess:
 
 
 class Guesses:
-    """The experts that are asked for because a layer wants them perhaps, what is likeliest first.
+    """The experts that are asked for because a layer perhaps wants them, the likeliest first.
 
-    Right ones that were begun when they were wanted saved a part of a read; wrong ones that were being read then are
-    in the way for the rest of a step. The gate of a layer closes when these cost more: of the first layers of a model
-    hardly any are right. All is counted in `counts`.
+    A right guess that was begun when it was wanted has saved a part of a read; a wrong one that was being read then is
+    in the way for the rest of a step. Each layer has a gate, which closes when wrong guesses cost more than right ones
+    save: in the first layers of a model hardly any guess is right. All is counted in `counts`.
     """
 
     def __init__(self, counts: HintCounts) -> None:
@@ -69,18 +71,18 @@ class Guesses:
         self._sent: dict[int, Guess] = {}
 
     def ask(self, experts: Sequence[Expert]) -> None:
-        """Take guesses of experts that are not there, in the place of those before, which are too late."""
+        """Take guesses of experts that are not there; those that were asked for before and not sent are too late."""
         shut_out = not experts or self._gates[experts[0][0]].shuts_out(len(experts))
         self._asked = [] if shut_out else list(reversed(experts))
         self._counts.asked += len(self._asked)
 
     def next(self) -> Expert | None:
-        """The one that may be sent; None where there is none, or too many are on their way."""
+        """The guess to send next; None where there is none, or too many are on their way."""
         unread = sum(guess.message is None and guess.wanted is None for guess in self._sent.values())
         return self._asked[-1] if self._asked and unread < MOST_UNREAD else None
 
     def send(self, seq: int, *, kept: bool) -> None:
-        """Note that it travels as the message of this number, perhaps with the bytes that host memory has `kept`."""
+        """Note that the next guess travels as message number `seq`; whether host memory has `kept` its bytes."""
         self._sent[seq] = Guess(self._asked.pop(), kept=kept)
         self._counts.sent += 1
 
@@ -99,9 +101,10 @@ class Guesses:
     def settle(
         self, misses: Sequence[Expert]
     ) -> tuple[Mapping[Expert, Message[Slot] | None], Mapping[Expert, Message[Slot]]]:
-        """Decide all by what a layer wants and has not: what of it comes or has come, and what has come in vain.
+        """Decide all guesses by the experts that their layer wants and misses.
 
-        What has not come and is not wanted ends where it is.
+        Returns the right ones, each with its message if it has come, and the wrong ones that have come. The reads of
+        wrong ones that have not come end by themselves.
         """
         self._asked.clear()
         right: dict[Expert, Message[Slot] | None] = {}
@@ -109,6 +112,7 @@ class Guesses:
         in_the_way = begun = early = wasted = 0
         if not (undecided := {seq: guess for seq, guess in self._sent.items() if guess.wanted is None}):
             return right, vain
+        layer = next(iter(undecided.values())).expert[0]  # all are of one layer: the next `want` decides them
         for seq, guess in undecided.items():
             came, wanted = guess.message is not None, guess.expert in misses
             if guess.message is not None:
@@ -124,6 +128,5 @@ class Guesses:
         counts = self._counts
         counts.useful, counts.early = counts.useful + len(right), counts.early + early
         counts.wasted, counts.in_the_way = counts.wasted + wasted, counts.in_the_way + in_the_way
-        gate = self._gates[guess.expert[0]]  # all are of the layer that wants now
-        counts.closed += gate.judge(PAYS * begun, in_the_way, begun + wasted)
+        counts.closed += self._gates[layer].judge(PAYS * begun, in_the_way, begun + wasted)
         return right, vain

@@ -24,14 +24,14 @@ class HintGate:
         self._rests = self._paid = self._in_the_way = self._settled = 0
 
     def shuts_out(self, hints: int) -> bool:
-        """Whether so many hints are dropped."""
+        """Whether these hints, so many, are dropped."""
         if self._rests <= 0:
             return False
         self._rests -= hints
         return True
 
     def judge(self, paid: int, in_the_way: int, settled: int) -> bool:
-        """Count what became of so many hints; whether the gate closes."""
+        """Count what became of `settled` hints; returns whether the gate closes now."""
         self._paid, self._in_the_way = self._paid + paid, self._in_the_way + in_the_way
         self._settled += settled
         if self._settled < JUDGED:
@@ -46,9 +46,9 @@ class HintGate:
 class Hints:
     """The experts that were asked for ahead, of which `room` may have slots, and the gate.
 
-    One that was early saves a read that a computation waits for: it was read while the disk was idle else. A wasted one
-    costs nothing in that time, but a read where others come behind it. So the gate closes when more were in the way
-    than early: then the disk is the bound.
+    An early hint saves a read that a computation would wait for, as it is read while the disk is idle. A wasted hint
+    costs nothing while the disk is idle, but a whole read where other reads wait behind it. So the gate closes when
+    more hints were in the way than early: then the disk is the bound.
     """
 
     def __init__(self, room: int) -> None:
@@ -69,14 +69,14 @@ class Hints:
         self._wrong: set[Expert] = set()
 
     def ask(self, experts: Sequence[Expert]) -> None:
-        """Take hints of experts that are not there, what is likeliest first."""
+        """Take hints of experts that are not there, the likeliest first."""
         if self._room and not self._gate.shuts_out(len(experts)):
             new = [one for one in experts if one not in self._ahead and one not in self._wrong]
             self.counts.asked += len(new)
             self._asked.update(dict.fromkeys(new))
 
     def send(self) -> Expert | None:
-        """The next one that is to come; None where there is none, or no room for it."""
+        """The hint to send next; None where there is none, or no slot for it."""
         if not self._asked or self.slots >= self._room:
             return None
         expert = next(iter(self._asked))
@@ -86,7 +86,7 @@ class Hints:
         return expert
 
     def arrive(self, expert: Expert, message: Message[Slot]) -> bool:
-        """Hold an expert that has come until its layer says what it wants; False if that does not want it."""
+        """Hold an expert that has come until its layer says what it wants; False if the layer did not want it."""
         if expert in self._wrong:
             self._wrong.remove(expert)
             return False
@@ -96,7 +96,10 @@ class Hints:
     def settle(
         self, layer: int, misses: Sequence[Expert]
     ) -> tuple[dict[Expert, Message[Slot] | None], dict[Expert, Message[Slot]]]:
-        """Take what a layer wants and has not; returns what of it comes or has come, and what has come in vain."""
+        """Decide the hints of a layer by the experts that it wants and misses.
+
+        Returns the useful ones, each with its message if it has come, and the wasted ones that have come.
+        """
         useful = {one: self._ahead.pop(one) for one in misses if one in self._ahead}
         late = dict.fromkeys(self._wrong.intersection(misses))
         self._wrong.difference_update(late)

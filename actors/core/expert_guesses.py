@@ -14,7 +14,7 @@ from actors.core.expert_hints import HintGate
 from actors.core.message import Message
 
 PAYS = 2
-"""A right guess saves a part of a read, a wrong one under way delays others by a step: so many wrong ones cost it."""
+"""So many wrong guesses cost what one right one saves: it saves a part of a read, and each of them delays by a step."""
 MOST_UNREAD = 2
 """The most undecided guesses on their way at a time: one is read, and the next begins when that one has landed."""
 

@@ -48,12 +48,12 @@ class WeightSource(Protocol):
 
 
 class Perhaps(Protocol):
-    """Something that is perhaps wanted.
+    """A read ahead of bytes that are perhaps wanted.
 
     Attributes:
-        begun: is set when a byte of it is read.
-        wanted: None until that is known.
-        decided: is called when it is known.
+        begun: the source sets it when it begins to read.
+        wanted: whether the bytes are wanted; None until that is known.
+        decided: the source sets it, to be called when that is known.
     """
 
     begun: bool

@@ -38,7 +38,7 @@ class RowPart:
 
 
 class KeptTable:
-    """The first `rows` rows of a table by now, part by part, each part in one of the `memories`."""
+    """The rows of a table that have been read, `rows` of them from the first on, each part in one of `memories`."""
 
     def __init__(self, parts: Sequence[RowPart], reader: RowReader, memories: Sequence[HostMemory]) -> None:
         self.rows = 0
@@ -55,7 +55,8 @@ class KeptTable:
     async def load(self, see: Callable[[HostMemory], torch.Tensor] | None = None) -> None:
         """Read the rows, from the first on. Where that fails, the others are fetched one by one, as before.
 
-        Behind the last a device is let `see` them: what it gives of each part is `seen`, [V, bytes of a row].
+        When all are read `see` maps each memory for the device; its views are `seen`, one for each part, [V, bytes of a
+        row].
         """
         await self._may_load.wait()
         rows_at_once = max(1, CHUNK_BYTES // sum(part.row_bytes for part, _ in self._parts))
@@ -86,7 +87,7 @@ class KeptTable:
             kept_VB = memory.tensor[: self.rows * part.row_bytes].view(self.rows, -1)
             rows_TB = into.tensor[part.offset :][: len(token_ids) * part.row_bytes].view(len(token_ids), -1)
             if len(token_ids) <= FEW_ROWS:
-                np.take(kept_VB.numpy(), token_ids, axis=0, out=rows_TB.numpy(), mode="clip")  # no mode: copied twice
+                np.take(kept_VB.numpy(), token_ids, axis=0, out=rows_TB.numpy(), mode="clip")  # "raise" copies twice
             else:
                 torch.index_select(kept_VB, 0, torch.tensor(token_ids), out=rows_TB)
         return True

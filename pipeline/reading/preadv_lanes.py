@@ -22,14 +22,14 @@ from pipeline.reading.reading_lane import (
 from pipeline.system.threads import outlast, tell
 
 HAND_OVER_SECONDS, LOOK_SECONDS = 0.0005, 0.00002
-"""How long threads that are asked are waited for, and how often they are looked at: one wakes up in 0.06 ms."""
+"""How long `hand_over` waits for threads to take up their work, and how often it looks: one wakes up in 0.06 ms."""
 
 
 class PreadvLanes(ReadingLanes["PreadvLane"]):
     """Reads with positioned reads, which need neither a seek nor the event loop: it wakes up once for each call.
 
-    Threads look for a call as often as they are asked to. They find those that are wanted in their order, and then a
-    guess: so that begins behind the last read of what is wanted, and no thread waits for the loop in between.
+    A thread looks for a call each time it is asked to: first for one that is wanted, in order of arrival, then for a
+    guess. So a guess begins right behind the last wanted read, without waiting for the event loop.
     """
 
     def __init__(self, name: str, count: int, disk: Disk) -> None:
@@ -88,7 +88,7 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
             self._asked.put(True)
 
     def _decided(self, call: "_Call", guess: Perhaps) -> None:
-        """Let a right guess go with what is wanted, and a wrong one end."""
+        """Queue a right guess with the wanted calls, if it waits, and end a wrong one."""
         with self._lock:
             if waits := call in self._guessed:
                 self._guessed.remove(call)
@@ -99,7 +99,7 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
         self._leave(call)
 
     def _start(self) -> None:
-        """With the first read, so that a source that never reads has no threads to end."""
+        """Start the threads with the first read: a source that never reads has none to end."""
         for index in range(len(self._threads), len(self._lanes)):
             name = f"{self._name}-{index}"
             thread = threading.Thread(target=self._serve, args=[self._lanes[index]], name=name, daemon=True)
@@ -111,7 +111,7 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
             self._threads.pop().join()
 
     def _serve(self, lane: "PreadvLane") -> None:
-        """The work of a thread."""
+        """What each thread runs."""
         while self._asked.get():
             if (call := self._next()) is not None:
                 lane.serves = True
@@ -121,7 +121,7 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
             del call  # it refers to the buffer
 
     def _next(self) -> "_Call | None":
-        """What is wanted, or else a guess, if no other one is being read."""
+        """The next wanted call, or else a guess, if no other guess is being read."""
         with self._lock:
             if self._wanted:
                 return self._wanted.popleft()
@@ -131,7 +131,7 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
             return None
 
     def _leave(self, call: "_Call") -> None:
-        """Look for the next guess behind one that was read, or is wanted."""
+        """Let a thread look for the next guess, behind a guess that was read or is wanted now."""
         with self._lock:
             if self._guess is not call:
                 return

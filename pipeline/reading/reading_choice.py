@@ -1,7 +1,7 @@
 """How this disk is best read: measured in about half a second when a model is opened, and kept for the next time.
 
-Candidates read other extents of the checkpoint's own files in turn; where the CPU computes, beside products of the kind
-that computing is made of: alone one lane may read as fast as four, and beside computing it does not.
+Candidates take turns in reading the checkpoint's own files, each time another extent. Where the CPU computes, it
+multiplies meanwhile as a model does: alone one lane may read as fast as four, beside computing it does not.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ LEAST_BYTES = 256 * MIB
 """Smaller checkpoints are read with the default: measuring would take as long as several passes."""
 LONGEST_SECONDS = 1.5
 FIRST_BYTES, FIRST_TIMES = MIB, 8
-"""A disk that needs longer than that share of the time for so many bytes is too slow for trials."""
+"""A disk is too slow for trials if so many bytes take it longer than `LONGEST_SECONDS` divided by so much."""
 BETTER_BY = {True: 1.05, False: 1.25}
 """By how much a direct way must beat the default, and a buffered one, which copies every byte and takes half a core."""
 
@@ -147,7 +147,9 @@ async def _measure(shard: Shard) -> dict[Reading, float]:
                 await _try_disk(lanes[DEFAULT], shard.path, buffer)
                 if not disks[True].direct:
                     return {}
-                await _trial(lanes[DEFAULT], shard.path, next(starts), DEFAULT, buffer)  # touches the buffer
+                await _trial(
+                    lanes[DEFAULT], shard.path, next(starts), DEFAULT, buffer
+                )  # untimed: it maps the buffer's pages
                 for one in CANDIDATES * ROUNDS:
                     start = next(starts)
                     if one.direct or not _is_cached(shard, start):
@@ -184,9 +186,9 @@ async def _trial(lanes: ReadingLanes[ReadingLane], file: Path, start: int, one: 
 
 
 def _is_cached(shard: Shard, start: int) -> bool:
-    """Whether something of a trial's bytes stays in the page cache, as what was just written does: it says nothing.
+    """Whether some of a trial's bytes stay in the page cache, as just written ones do: then the trial says nothing.
 
-    Where the file system cannot tell, it may be cached.
+    True where the file system cannot tell.
     """
     advise(shard.buffered, start, TRIAL_BYTES, "POSIX_FADV_DONTNEED")
     page = bytearray(1)

@@ -1,6 +1,6 @@
 """A reading lane: what one thread with one read in flight does. The files are open, and all lanes share them.
 
-Siblings (`preadv_lanes`, `aiofiles_lanes`) say how reads get to the threads; what a read has to heed is said here.
+The siblings `preadv_lanes` and `aiofiles_lanes` hand reads to the threads; here is what a read itself does.
 """
 
 import errno
@@ -20,14 +20,12 @@ from pipeline.system.guard import Once
 from pipeline.system.page_cache import BLOCK_BYTES, NOT_OFFERED, drop_cached
 
 logger = logging.getLogger("penstock")
-
-
 Landed: TypeAlias = Callable[[Window], None]
 """Called for each chunk once it is whole, by its lane: on any thread, and before the call for chunks ends."""
 
 
 def unheeded(chunk: Window) -> None:
-    """Chunks that have landed are not reported."""
+    """For reads of which no chunk is reported."""
 
 
 STEP_BYTES = 4 << 20
@@ -96,7 +94,7 @@ class ReadingLane:
             return self._read_once(chunk, position, buffer, most)
 
     def _read_once(self, chunk: Window, position: int, buffer: memoryview, most: int | None) -> int:
-        """The answer is 0 when the kernel refused a direct read: the next one goes through the page cache."""
+        """As `_read`, once. Returns 0 when the kernel refused a direct read: the next goes through the page cache."""
         shard = self._disk.files[chunk.file]
         direct = shard.direct if self._disk.direct else None
         begin, end = chunk.slot_offset + position - chunk.start, chunk.slot_offset + chunk.length
@@ -144,8 +142,8 @@ class ReadingLanes(ABC, Generic[SomeLane]):
     ) -> None:
         """Read these chunks into `buffer`. After an error or a cancellation no further one is begun.
 
-        A `guess` is read by one lane, one guess at a time, which begins when nothing else waits for it, or is decided.
-        Of a wrong one nothing is read but the step under way: then the bytes are not whole.
+        A `guess` is read by one lane, one guess at a time, as soon as no other read waits for a lane or the guess is
+        right. Of a wrong one only the step under way is read to its end, so its bytes are not whole.
 
         Raises:
             CheckpointError: a file is not what it was when its header was read.

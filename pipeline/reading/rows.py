@@ -33,8 +33,8 @@ class RowReader:
     ) -> None:
         """Read the `row_bytes` of `file` from each of `starts`, one row behind the other, into any memory.
 
-        What is read only `once` leaves the page cache, on the same way to the thread: the event loop, which launches
-        passes, comes back late.
+        Rows that are read only `once` leave the page cache behind that, on the thread: to come back from the event loop
+        for it, which launches passes, would take longer.
         Returns, raises or passes a cancellation on only when the thread writes into `buffer` no more.
 
         Raises:

@@ -112,7 +112,7 @@ class CheckpointSource:
         self._lanes.hand_over()
 
     async def rested(self, groups: int) -> None:
-        """Wait until no group is being read, or until so many have been since the beginning."""
+        """Wait until no group is being read, or so many have been read since the source was opened."""
         while self._groups_in_flight and self._groups_read < groups:
             self._rests.clear()
             await self._rests.wait()
@@ -165,7 +165,7 @@ class CheckpointSource:
         return checksums.compare(sums) if guess is None or guess.goes_on() else None
 
     async def _move(self, moves: Sequence[Copy], view: memoryview) -> None:
-        """Bring odd tensors to where their items can be used, all at a time, on threads."""
+        """Move tensors to addresses that their items can have in memory, all at a time, on threads."""
         loop, address = asyncio.get_running_loop(), _address(view)
         await outlast([loop.run_in_executor(self._movers, _move, address, move) for move in moves])
 

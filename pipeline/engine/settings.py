@@ -41,9 +41,11 @@ class EngineSettings:
             is 4, and more where a model's groups are so small that the link to a GPU, or the disk of a CPU, would wait
             for slots.
         host_groups: weight groups in pinned host memory; without effect on the CPU, whose memory is one.
-        queues: messages that may wait in front of an actor, by the actor's name.
-        insert: your own stages, by the name of the actor that they follow; a group that stays passes them once. Several
-            devices need classes, or functions that make a stage, as each gets its own.
+        queues: messages that may wait in front of an actor, by its name: disk_reader, pinned_stager, gpu_uploader or
+            compute_scheduler. By default as many as `gpu_groups`, so that slots, not queues, bound the depth.
+        insert: your own stages, by the name of the actor that they follow: prefetch_planner, disk_reader, pinned_stager
+            or gpu_uploader. A group that stays passes them once. Several devices need classes, or functions that make a
+            stage, as each gets its own.
         gpu_memory: what to stay within on the device: bytes, a size as "10GiB" or "8G", or a share as "80%" of its
             memory; None is all there is.
         host_memory: the same in host memory, of which a share is one of what the machine (or its control group) leaves

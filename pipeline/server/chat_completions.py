@@ -70,7 +70,9 @@ async def chat_completions(request: Request) -> ASGIApp:
 def _forced(tool_format: ToolFormat | None, tools: Sequence[Mapping[str, Any]], body: ChatBody) -> dict[str, Any]:
     """The format of an answer that is a call. Raises RequestError where none can be forced."""
     if tool_format is None:
-        raise RequestError("tool_choice: need a chat template that knows calls to force one, have another; use 'auto'")
+        raise RequestError(
+            "tool_choice: the model's chat template shows no form of calls, so none can be forced; use 'auto'"
+        )
     return tool_format.forced(tools, body.tool_choice, parallel_tool_calls=calls_in_parallel(body))
 
 

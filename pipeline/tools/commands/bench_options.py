@@ -10,21 +10,32 @@ from pipeline.tools.commands.progress import LOADING
 
 def add_bench(commands: Any) -> None:
     """Add the parsers to `commands`, which is what `add_subparsers` gave."""
-    bench = commands.add_parser("bench", help="measure").add_subparsers(metavar="WHAT", required=True)
+    what = "measure this machine, and what others do on it"
+    parser = commands.add_parser("bench", help=what, description=f"{what.capitalize()}.")
+    bench = parser.add_subparsers(metavar="WHAT", required=True)
     _add_pass(bench)
     _add_policies(bench)
     _add_throughput(bench)
     _add_speed(bench)
     _add_open(bench)
-    core = bench.add_parser("core", help="what channels and the line itself cost, on a simulated device")
+    core = bench.add_parser(
+        "core",
+        help="what channels and the line itself cost, on a simulated device",
+        description="Measure what a message costs in a channel, and a group in the whole line, on asyncio's event loop "
+        "and on uvloop, and how far a simulated pass is from the ideal.",
+    )
     core.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds to take the median of; default 5")
-    core.add_argument("--json", action="store_true")
+    core.add_argument("--json", action="store_true", help="print one JSON object")
     core.set_defaults(command=Command("bench_core", "core"))
 
 
 def _add_pass(bench: Any) -> None:
     parser = bench.add_parser(
-        "pass", usage="%(prog)s MODEL ... [options]", help="a pass against its floors, and against one without overlap"
+        "pass",
+        usage="%(prog)s MODEL ... [options]",
+        help="a pass against its floors, and against one without overlap",
+        description="Measure passes beside their floors, which are their reads alone and their computing alone, and "
+        "beside a loop that reads and computes in turn.",
     )
     parser.add_argument("model", type=Path, nargs="+", metavar="MODEL", help=f"one or more, each {MODEL_HELP}")
     parser.add_argument(
@@ -34,7 +45,7 @@ def _add_pass(bench: Any) -> None:
         help="tokens per pass, or multiples of those that compute as long as bytes move: 1,1x,4x; default 1",
     )
     parser.add_argument("--passes", type=int, default=5, metavar="N", help="rounds to take the median of; default 5")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
     add_settings(parser)
     add_trace(parser)
     parser.set_defaults(command=Command("bench_pass", "bench", said=LOADING))
@@ -42,7 +53,11 @@ def _add_pass(bench: Any) -> None:
 
 def _add_policies(bench: Any) -> None:
     parser = bench.add_parser(
-        "policies", usage="%(prog)s MODEL [options]", help="every prefetch policy, measured and simulated"
+        "policies",
+        usage="%(prog)s MODEL [options]",
+        help="every prefetch policy, measured and simulated",
+        description="Run the same tokens through every prefetch policy, compare what comes out, and print what was "
+        "measured beside a simulation that is fed with it.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--policies", nargs="+", metavar="P", help="names, or yours as MODULE:NAME; default: all seven")
@@ -50,7 +65,7 @@ def _add_policies(bench: Any) -> None:
     parser.add_argument(
         "--batch-tokens", type=int, metavar="B", help="tokens per pass; default: so that computing and reading balance"
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
     own = ("policy", "residency", "context_tokens", "max_tokens_per_pass")
     add_settings(parser, own, {"gpu_groups": 10})
     add_trace(parser, "; a file for each policy, whose name goes before the suffix")
@@ -62,6 +77,8 @@ def _add_throughput(bench: Any) -> None:
         "throughput",
         usage="%(prog)s MODEL --requests N --prompt-tokens P --new-tokens T [options]",
         help="many requests at once: tokens per second, latencies, and the floors",
+        description="Answer random prompts, all at once or as they arrive: tokens per second, times to the first and "
+        "the next tokens, and the passes beside their reads alone and their computing alone.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--requests", required=True, metavar="N", help="how many, or a list: 1,4,16,64")
@@ -82,6 +99,8 @@ def _add_speed(bench: Any) -> None:
         "speed",
         usage="%(prog)s MODEL [options]",
         help="one token a pass: with and without each feature, and by other programs",
+        description="Measure seconds per token with each feature of the engine off in turn, and of other programs, "
+        "under one memory limit. All take turns, so that whatever else the machine does meets them alike.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
@@ -117,6 +136,8 @@ def _add_open(bench: Any) -> None:
         "open",
         usage="%(prog)s MODEL ... [options]",
         help="opening, the first group, a pass, and what the runtime costs, by model",
+        description="Open each model several times: seconds until it is open, until its first group is there, and per "
+        "pass, and what the runtime and an idle model cost.",
     )
     parser.add_argument(
         "model", type=Path, nargs="+", metavar="MODEL", help=f"one or more, of several sizes, each {MODEL_HELP}"

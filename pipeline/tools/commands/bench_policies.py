@@ -17,7 +17,7 @@ from pipeline.tools.commands.one_device import check_one_device
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise, counted, with_remarks
 from pipeline.tools.commands.values import at_least_one, policy_from_text
-from pipeline.tools.trace.overlap import policy_table
+from pipeline.tools.trace.overlap import LEGEND, policy_table
 from pipeline.tools.trace.perfetto import write_trace
 from pipeline.tools.trace.recording import Recording
 
@@ -65,7 +65,7 @@ def _table(reports: list[PolicyReport]) -> str:
         f"{counted(first.passes, 'pass')} of {first.batch_tokens} tokens each, in each of which all weight groups "
         f"moved; the same tokens came out of all, log-probabilities at most {worst:.2g} apart"
     )
-    return with_remarks(policy_table(measured, beside), effect, said)
+    return with_remarks(policy_table(measured, beside), LEGEND, effect, said)
 
 
 def _effect(reports: Mapping[str, PolicyReport]) -> str:

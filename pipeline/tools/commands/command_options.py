@@ -155,7 +155,11 @@ def _add_verify(commands: Any) -> None:
 
 def _add_demo(commands: Any) -> None:
     parser = commands.add_parser(
-        "demo", usage="%(prog)s [options]", help="the bundled model under a budget smaller than itself"
+        "demo",
+        usage="%(prog)s [options]",
+        help="the bundled model under a budget smaller than itself",
+        description="Run the bundled model while all its weights move, and draw what the five actors did. Then run the "
+        "same prompt without reading ahead, with the weights in memory, and in int4. It takes ten seconds or two.",
     )
     add_settings(parser, defaults={"gpu_groups": 4, "residency": False, "max_requests": 1, "max_tokens_per_pass": 512})
     parser.set_defaults(command=Command("demo", "demo", said=LOADING))
@@ -174,9 +178,8 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
     parser.add_argument("--to", required=True, metavar="FORMAT", help="int4, fp8 or mxfp4")
     parser.add_argument("--group", type=int, metavar="N", help="columns that share a scale in int4; default 128")
-    parser.add_argument(
-        "--keep-head", action="store_true", help="leave the head as it is: vLLM reads no fp8 head, before 2026-03 none"
-    )
+    head = "leave the head as it is, for vLLM: it reads no fp8 head, and no quantised one before 2026-03"
+    parser.add_argument("--keep-head", action="store_true", help=head)
     text = "also say how many bits per byte of this text both models take; seconds to minutes"
     parser.add_argument("--text", type=Path, metavar="FILE", help=text)
     add_settings(parser)
@@ -218,7 +221,12 @@ def _add_make_checkpoint(commands: Any) -> None:
 
 def _add_tune(commands: Any) -> None:
     parser = commands.add_parser(
-        "tune", usage="%(prog)s MODEL [options]", help="try queue sizes, reader lanes, chunk sizes and budgets"
+        "tune",
+        usage="%(prog)s MODEL [options]",
+        help="try queue sizes, reader lanes, chunk sizes and budgets",
+        description="Try settings in simulation, with timings of this machine, and run the best few and the smallest, "
+        "in which all weight groups move. It prints a heat map, whether that shows more than noise, and the settings "
+        "to paste.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--batch-tokens", type=int, default=1, metavar="B", help="tokens per pass; default 1")
@@ -232,7 +240,12 @@ def _add_tune(commands: Any) -> None:
 
 
 def _add_report(commands: Any) -> None:
-    parser = commands.add_parser("report", help="turn a trace into one HTML page: what overlapped, and what bound it")
+    parser = commands.add_parser(
+        "report",
+        help="turn a trace into one HTML page: what overlapped, and what bound it",
+        description="Turn a trace into one HTML page, which needs no network: what overlapped, what each gap of the "
+        "device waited for, and what bound the run.",
+    )
     parser.add_argument("trace", type=Path, metavar="TRACE", help="a file written with --trace")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the page to write")
     parser.set_defaults(command=Command("report", "report", loads_torch=False))

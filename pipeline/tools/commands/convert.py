@@ -59,7 +59,7 @@ def _format(options: argparse.Namespace) -> WrittenFormat:
 def _first_line(folder: Path, conversion: Conversion) -> str:
     before = sum(one.bytes_before for one in conversion.tensors)
     after = sum(one.bytes_after for one in conversion.tensors)
-    dense = [one.kind for one in conversion.tensors if one.sources and not one.quantised]
+    dense = dict.fromkeys(one.kind for one in conversion.tensors if one.sources and not one.quantised)
     lines = [
         f"{folder}: {human_bytes(before)} become {human_bytes(after)} as {conversion.format_name}, but for "
         f"{', '.join(dense)}, norms and biases; takes about {human_bytes(conversion.memory_bytes)} beside torch"

@@ -63,7 +63,7 @@ def add_settings(parser: Parser, own: Collection[str] = (), defaults: Mapping[st
         add("--ray", const="cluster=auto", nargs=0, help="the same as --cluster auto")
         add("--shards", const="sections=", metavar="N", help="the same as --sections")
     if "queues" not in own:
-        add("--queue", const="queues.", metavar="ACTOR=N", help="messages that may wait in front of an actor")
+        add("--queue", const="queues.", metavar="ACTOR=N", help="messages that may wait in front of disk_reader, ...")
     add("--set", metavar="NAME=VALUE", help="any other setting, from the list below; as often as you like")
 
 

@@ -59,7 +59,7 @@ def _value(name: str, hint: Any, text: str, actor: str | None = None) -> Any:
 def settings_table(own: Collection[str], defaults: Mapping[str, Any]) -> str:
     """A line or two for each setting: its name as messages call it, what the command starts from, and what it is."""
     width = max(shutil.get_terminal_size().columns - 2, LEAST_WIDTH)
-    lines = ["settings for --set, by the names that messages call them by, with their defaults:"]
+    lines = ["settings for --set, with their defaults (none: left to the plan or a measurement, or not used):"]
     sentences = described()
     for field in dataclasses.fields(Config):
         hint = _hints()[field.name]

@@ -19,7 +19,7 @@ from pipeline.tools.commands.values import option_of, policy_from_text
 from pipeline.tools.simulation.closed_forms import closed_form_ms
 from pipeline.tools.simulation.sim_line import Simulated, simulate
 from pipeline.tools.simulation.timings import LayerTimings
-from pipeline.tools.trace.overlap import policy_table
+from pipeline.tools.trace.overlap import LEGEND, policy_table
 from pipeline.tools.trace.perfetto import write_trace
 from pipeline.tools.trace.recording import Recording
 
@@ -94,7 +94,7 @@ def _print_table(timings: LayerTimings, policies: Mapping[str, PrefetchPolicy], 
         f"{closed_form_ms(policy.name, timings, policy.micro_batches):.1f}" if label in known else ""
         for label, policy in policies.items()
     ]
-    print(policy_table(rows, {("by", "formula"): formulas}))
+    print(policy_table(rows, {("by", "formula"): formulas}), LEGEND, sep="\n\n")
 
 
 def _write_trace(options: argparse.Namespace, timings: LayerTimings, run: Simulated) -> None:

@@ -142,5 +142,5 @@ def check_extras() -> Check:
     extras = []
     for extra, modules in EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        extras.append(f"{extra} {'without ' + ', '.join(missing) if missing else 'yes'}")
+        extras.append(f"{extra} {'no, needs ' + ', '.join(missing) if missing else 'yes'}")
     return Check("extras", "good", " · ".join(extras))

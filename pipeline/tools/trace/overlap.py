@@ -26,6 +26,11 @@ ROUNDING_SECONDS = 1e-9
 """Moments that should meet may miss each other by their last bits."""
 LAYERS_OF_LONG_DELAY = 4
 """The analysis tells the delay from one layer to the next, and from a layer to the fourth after it."""
+LEGEND = """\
+ideal: the busiest of links and device works without a pause; gaps: the device idles, in a layer and between two
+L0-L1, L0-L4: both gaps of one layer, and of four; asks at: groups that are asked for when an attn or an ffn starts
+link busy: while an attn is computed, an ffn, and in all; host blocked: the device idles although its group is there"""
+"""What the columns of the policy table mean that do not say so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

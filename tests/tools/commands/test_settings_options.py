@@ -14,6 +14,7 @@ import pytest
 from actors.core.stage import Stage
 from pipeline.cli import _parser, main
 from pipeline.config import Config
+from pipeline.engine.actor_names import ACTORS
 from pipeline.engine.policies import CURRENT_CHAINED
 from pipeline.errors import ConfigError
 from pipeline.tools.commands.command import Command
@@ -97,6 +98,15 @@ def test_help_names_every_setting_that_messages_name(name: str) -> None:
 
 def test_most_commands_open_a_model() -> None:
     assert len(OPENING) >= 10
+
+
+def test_each_command_says_what_it_does() -> None:
+    assert [name for name, parser in COMMANDS.items() if not (parser.description or "").endswith(".")] == []
+
+
+def test_the_table_names_the_actors_that_queues_and_stages_belong_to() -> None:
+    assert [name for name in ACTORS[1:] if name not in described()["queues"]] == []
+    assert [name for name in ACTORS[:-1] if name not in described()["insert"]] == []
 
 
 def test_the_table_says_what_each_setting_is() -> None:

@@ -90,7 +90,9 @@ def test_a_models_timings(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_table_has_a_line_for_every_row_and_the_formula_beside(capsys: pytest.CaptureFixture[str]) -> None:
     simulate("--sync-ms", "10")
-    names, units, *rows = capsys.readouterr().out.splitlines()
+    table, legend = capsys.readouterr().out.split("\n\n")
+    names, units, *rows = table.splitlines()
+    assert "asks at: groups that are asked for" in legend
     assert names.split()[:3] == ["policy", "total", "per"]
     assert "ms" in units
     assert len(rows) == len(POLICIES) + 1

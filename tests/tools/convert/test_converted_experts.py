@@ -15,6 +15,7 @@ from support.quantised_families import FAMILIES, VOCABULARY_SIZE
 from pipeline import Model, Output
 from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.checkpoints.written_formats import written_format
+from pipeline.cli import main
 from pipeline.errors import ConfigError
 from pipeline.tools.convert.convert import convert
 
@@ -41,6 +42,13 @@ def stacked(folder: Path, out: Path) -> Path:
 async def answered(folder: Path) -> Output:
     async with Model.open(folder, device="cpu") as model:
         return await model.generate(tiny_models.PROMPT, max_new_tokens=8, ignore_eos=True, logprobs=VOCABULARY_SIZE)
+
+
+def test_what_is_left_as_it_is_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_models.randomised(FAMILIES["qwen2_moe"](**SIZES, **OF_EXPERTS), seed=5)
+    model.save_pretrained(tmp_path / "in")
+    assert main(["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--to", "fp8"]) == 0
+    assert "but for embedding, router, shared_gate, norms and biases" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["int4", "fp8", "mxfp4"])

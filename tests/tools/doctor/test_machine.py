@@ -239,7 +239,7 @@ def test_huge_pages(text: str, verdict: str, tmp_path: Path, monkeypatch: pytest
 def test_missing_extras_are_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else name)
     told = "hf yes · cpu yes · grammar yes · server yes · ray yes · bench yes · bench-gpu yes"
-    assert machine.check_extras() == Check("extras", "good", f"{told} · bench-llama without gguf")
+    assert machine.check_extras() == Check("extras", "good", f"{told} · bench-llama no, needs gguf")
 
 
 def test_extras_are_those_that_can_be_installed() -> None:

@@ -1,6 +1,6 @@
 """The embedding table, of which only the rows that a pass needs are fetched.
 
-One that is quantised may be several tensors, each of which has its part of every row.
+A quantised table may be several tensors, each of which has its part of every row.
 """
 
 import logging
@@ -92,20 +92,6 @@ class EmbeddingRows:
         """Copy so many rows to the device, on the lane that does this."""
         copy_bytes(self._host, self._rows, self._copies(rows))
 
-    def _copies(self, rows: int) -> Sequence[Copy]:
-        """One copy for each tensor: to start thousands takes longer than to compute them."""
-        return tuple(Copy(part.offset, part.offset, rows * part.row_bytes) for part in self.parts)
-
-    async def _read_once(self, token_ids: Sequence[int]) -> None:
-        places = {token_id: index for index, token_id in enumerate(dict.fromkeys(token_ids))}
-        try:
-            await self._read(tuple(places))
-        except OSError as error:
-            logger.warning("reading %d rows of the embedding failed, trying once more: %s", len(places), error)
-            await self._read(tuple(places))
-        await self._verify(tuple(places))
-        self._spread([places[token_id] for token_id in token_ids])
-
     def may_load(self) -> None:
         """Let `load` begin: a pass is through, in which the weight groups were read."""
         if self.kept is not None:
@@ -155,8 +141,22 @@ class EmbeddingRows:
             return error
         return ActorFailed(numbered(ComputeScheduler.name, self._section), *EMBED_KEY, error)
 
+    def _copies(self, rows: int) -> Sequence[Copy]:
+        """One copy for each tensor: to start one for each row would take longer than to compute the rows."""
+        return tuple(Copy(part.offset, part.offset, rows * part.row_bytes) for part in self.parts)
+
+    async def _read_once(self, token_ids: Sequence[int]) -> None:
+        places = {token_id: index for index, token_id in enumerate(dict.fromkeys(token_ids))}
+        try:
+            await self._read(tuple(places))
+        except OSError as error:
+            logger.warning("reading %d rows of the embedding failed, trying once more: %s", len(places), error)
+            await self._read(tuple(places))
+        await self._verify(tuple(places))
+        self._spread([places[token_id] for token_id in token_ids])
+
     def _row_failed(self, token_id: int, error: Exception) -> PenstockError:
-        """The error of the requests that need a row: that damage was found is told as it is of a weight group."""
+        """The error of the requests that need a row; damage is reported as that of a weight group is."""
         if isinstance(error, CheckpointError):
             return self.failed(error)
         if isinstance(error, OSError) and error.filename is not None:  # callers may not know the folder
@@ -164,9 +164,9 @@ class EmbeddingRows:
         return RequestError(f"the embedding row of token {token_id} cannot be read: {type(error).__name__}: {error}")
 
     def _spread(self, places: Sequence[int]) -> None:
-        """Copy rows in host memory from their places to the tokens, of which none stands before the place of its row.
+        """Copy rows in host memory from their places to those of the tokens, which never lie before them.
 
-        From the last on, so that no row is overwritten that another token needs.
+        It begins with the last token, so that no row is overwritten that another token needs.
         """
         for part in self.parts:
             rows, size = self._host.view[part.offset :], part.row_bytes

@@ -87,7 +87,7 @@ class KeptTable:
             kept_VB = memory.tensor[: self.rows * part.row_bytes].view(self.rows, -1)
             rows_TB = into.tensor[part.offset :][: len(token_ids) * part.row_bytes].view(len(token_ids), -1)
             if len(token_ids) <= FEW_ROWS:
-                np.take(kept_VB.numpy(), token_ids, axis=0, out=rows_TB.numpy(), mode="clip")  # "raise" copies twice
+                np.take(kept_VB.numpy(), token_ids, axis=0, out=rows_TB.numpy(), mode="clip")  # "raise" buffers
             else:
                 torch.index_select(kept_VB, 0, torch.tensor(token_ids), out=rows_TB)
         return True

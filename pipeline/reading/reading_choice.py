@@ -147,9 +147,8 @@ async def _measure(shard: Shard) -> dict[Reading, float]:
                 await _try_disk(lanes[DEFAULT], shard.path, buffer)
                 if not disks[True].direct:
                     return {}
-                await _trial(
-                    lanes[DEFAULT], shard.path, next(starts), DEFAULT, buffer
-                )  # untimed: it maps the buffer's pages
+                # Untimed: it maps the pages of the buffer.
+                await _trial(lanes[DEFAULT], shard.path, next(starts), DEFAULT, buffer)
                 for one in CANDIDATES * ROUNDS:
                     start = next(starts)
                     if one.direct or not _is_cached(shard, start):

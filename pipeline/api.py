@@ -72,7 +72,7 @@ class Model(Answering):
 
     @contextlib.asynccontextmanager
     async def recording(self) -> AsyncGenerator[Trace, None]:
-        """Record what every actor does, in a cleared trace; one that records anyway is neither cleared nor stopped.
+        """Record what every actor does, in a cleared trace; one that records already is neither cleared nor stopped.
 
         Of a model on a cluster the trace is filled when the recording ends, by the clock of this process.
 
@@ -131,10 +131,10 @@ class Model(Answering):
             return await Sessions(self._runtime, scope).save(_absolute(Path(path)), ids, plain_messages(messages))
 
     async def load_session(self, path: str | Path, *, cache_scope: str | None = None) -> Session:
-        """Let the tokens of a session be found, so that calls of this `cache_scope` that begin with them go on there.
+        """Put what a session file keeps into the cache: calls of this `cache_scope` that begin alike go on from there.
 
-        As many as there is room for; what is not used gives way to others, as all that is cached. Raises RequestError
-        for a file that another model has written, or that is damaged.
+        The cache takes as many tokens as it has room for, and what is not used gives way like anything that is cached.
+        Raises RequestError for a file that another model has written, or that is damaged.
         """
         scope = self._session_scope(cache_scope)
         with self._until_closed("loaded"):
@@ -142,7 +142,7 @@ class Model(Answering):
 
     @contextlib.contextmanager
     def _until_closed(self, done: str) -> Iterator[None]:
-        """What is closed meanwhile fails in ways of its own."""
+        """Raise ClosedError for any error of a model that was closed meanwhile."""
         try:
             yield
         except Exception as error:
@@ -204,8 +204,8 @@ class Opening:
     async def _open(self) -> Model:
         """Build the line, and let it read what there is room for while the tokenizer is read on another thread.
 
-        The first request finds the disk at rest, unless groups that stay are still coming, so that the rows of the
-        embedding come at once.
+        It returns when the disk is at rest, unless groups that stay are still coming: so the first request gets the
+        rows of the embedding at once.
         """
         if self._config.cluster is not None:
             return await self._open_on_cluster()

@@ -16,8 +16,6 @@ Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 ALSO_CALLED = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 """Other names that people know dtypes by."""
-
-
 MOST_SECONDS = 86_400
 MOST_SECTIONS = 4096
 

@@ -13,18 +13,18 @@ class ExpertsRecord:
     """Experts that layers wanted since the model was opened, each once in a pass, and where they were found.
 
     Attributes:
-        slots: how many have one, by place; places of several sections have their numbers.
-        hits, misses: how many a place had, and had not, of those that it was asked for; the device first, and host
-            memory for what that had not.
-        layers: the same by place and layer, those of streamed prompts apart.
-        wanted, largest: by layer, how many a pass wants in the mean, and the most that one wanted.
-        on_cpu: by layer, how many the CPU computed where they lay in host memory; the device was not asked for them.
-        computed: by place, how many were computed there.
-        bytes_not_uploaded: the bytes of those that the CPU computed.
-        bytes_read: what came from the disk for experts that were wanted.
-        bytes_per_token: of these, for each token that passed through the model.
-        hints: what became of those that came ahead of their router; `hint_precision` is the share that was useful of
-            those that were sent and are decided, None before the first.
+        slots: how many slots experts have, by place; with several sections the names of places bear their numbers.
+        hits, misses: how many of the experts that a place was asked for it had, and had not. The device is asked first,
+            and host memory for the misses of the device.
+        layers: hits and misses by place and layer, those of streamed prompts apart.
+        wanted, largest: by layer, how many experts a pass wants in the mean, and the most that a pass wanted.
+        on_cpu: by layer, how many experts the CPU computed in host memory; the device was not asked for these.
+        computed: by place, how many experts were computed there.
+        bytes_not_uploaded: the bytes of the experts that the CPU computed.
+        bytes_read: the bytes that came from the disk for experts that were wanted.
+        bytes_per_token: `bytes_read` for each token that passed through the model.
+        hints: what became of experts that were asked for ahead, hints and guesses; `hint_precision` is the useful share
+            of those that were sent and are decided, None before the first.
     """
 
     slots: Mapping[str, int]

@@ -67,8 +67,11 @@ class Line:
             raise LineError(f"{self._actors[-1].name} ends the line: nothing can come after it")
         return self._place(len(self._actors), actor, queue)
 
-    def insert(self, after: str, stages: Iterable[Stage | Mover], *, queue: int = 1) -> "Line":
-        """Put stages of the user's, in this order, behind the actor of that name, which is said without a number."""
+    def insert(self, after: str, stages: Iterable[Stage | Mover]) -> "Line":
+        """Put stages of the user's, in this order, behind the actor of that name, which is said without a number.
+
+        Each has a queue of one message.
+        """
         after = numbered(after, self._number)
         names = [actor.name for actor in self._actors]
         if after not in names or isinstance(self._actors[names.index(after)], Sink):
@@ -76,7 +79,7 @@ class Line:
         for index, stage in enumerate(stages, start=names.index(after) + 1):
             if not isinstance(stage, Stage | Mover):
                 raise LineError(f"cannot insert {stage!r} after {after!r}: need an instance of Stage or Mover")
-            self._place(index, stage, queue)
+            self._place(index, stage, queue=1)
         return self
 
     def count_beside(self, name: str) -> Meter:

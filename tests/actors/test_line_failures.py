@@ -1,13 +1,17 @@
 import asyncio
 from dataclasses import replace
+from typing import cast
 
 import pytest
 from support.small_lines import small_line
 
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed, LineError
+from actors.core.line import Line
 from actors.core.message import GroupKey, Message
+from actors.core.ports import Catalog
 from actors.core.stage import Stage
+from actors.prefetch_planner import PrefetchPlanner
 from pipeline.engine.policies import POLICIES
 from pipeline.tools.simulation.loop import Deadlock, run_virtual
 
@@ -140,7 +144,7 @@ def test_bad_wiring_is_refused() -> None:
         class Second(Look):
             pass
 
-        line = small_line().line
+        line, no_catalog = small_line().line, cast("Catalog", None)
         with pytest.raises(LineError, match="two actors of the line are named 'look'"):
             line.insert("disk_reader", [Look(), Look()])
         with pytest.raises(LineError, match="cannot insert after 'reader': the line has prefetch_planner, disk_reader"):
@@ -148,7 +152,7 @@ def test_bad_wiring_is_refused() -> None:
         with pytest.raises(LineError, match="cannot insert after 'compute_scheduler'"):
             line.insert("compute_scheduler", [Look()])
         with pytest.raises(LineError, match="queue of 'second': need a size of at least 1, have 0"):
-            line.insert("disk_reader", [Second()], queue=0)
+            Line(PrefetchPlanner([]), catalog=no_catalog, clock=lambda: 0.0).then(Second(), queue=0)
         with pytest.raises(LineError, match="need an instance of Stage or Mover"):
             line.insert("disk_reader", [Look])
 

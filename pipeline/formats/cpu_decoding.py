@@ -5,7 +5,7 @@ Letters in names: D columns, F rows of a matrix, G groups of columns that share 
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ DTYPES = {torch.float32: cpu_kernels.F32, torch.bfloat16: cpu_kernels.BF16, torc
 SCALED = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 """Of `cpu_tiles.SCALES`."""
 ALL_BITS = 62
-NO_MEANINGS = np.empty(0, np.float32)
+NO_MEANINGS = torch.empty(0)
 _memory = threading.local()
 
 
@@ -36,6 +36,27 @@ def try_out() -> None:
 def can_decode(encoded: Encoded) -> bool:
     """Whether there are kernels for it: numbers of 4 bits are decoded in pairs."""
     return encoded.kind in BYTEWISE or encoded.order is not None or encoded.shape[1] % 2 == encoded.group % 2 == 0
+
+
+class TileMatrix(NamedTuple):
+    """A matrix as `cpu_tiles.products` takes it: numbers, scales, what these mean where they are bytes, and zeros, with
+    the step from one to the next; half of how many columns share a scale, and how many groups of columns do so.
+    """
+
+    numbers: torch.Tensor
+    scales: torch.Tensor
+    meanings: torch.Tensor
+    zeros: torch.Tensor
+    zero_step: int
+    half_group: int
+    groups: int
+
+    def words(self, step: int, x_TD: torch.Tensor, bias_F: torch.Tensor, out_TF: torch.Tensor) -> tuple[int, ...]:
+        """What the kernel is given, by threads that claim so many rows at a time."""
+        count, rows = out_TF.shape
+        tensors = (self.numbers, self.scales, self.meanings, self.zeros, x_TD, bias_F, out_TF)
+        sizes = (rows, count, step, self.zero_step, self.half_group, self.groups, x_TD.shape[1] // 2)
+        return (*sizes, *[one.data_ptr() for one in tensors])
 
 
 class RowDecoder:
@@ -56,8 +77,9 @@ class RowDecoder:
         return decoded_FD
 
     @staticmethod
-    def in_registers(encoded: Encoded) -> tuple[int, int, tuple[Any, ...]] | None:
-        """What `cpu_tiles.products` takes for a matrix that it decodes to bf16 itself: kind, how, and `weights`.
+    def in_registers(encoded: Encoded) -> tuple[int, int, int, TileMatrix] | None:
+        """What `cpu_tiles.products` takes for a matrix that it decodes to bf16 itself: kind, how, how it is scaled, and
+        the weights.
 
         None where it cannot.
         """
@@ -65,16 +87,15 @@ class RowDecoder:
         if how is None or encoded.kind == "awq" or not encoded.numbers.is_contiguous():
             return None
         if encoded.kind == "int4" and encoded.scales.dtype == torch.bfloat16 and encoded.scales.is_contiguous():
-            kind, scales, meanings = _int4_kind(encoded), encoded.scales.view(torch.int16).numpy(), NO_MEANINGS
+            kind, scales, meanings = _int4_kind(encoded), encoded.scales, NO_MEANINGS
         elif encoded.kind == "fp8":
-            kind, scales, meanings = cpu_tiles.FP8_KIND, scales_of(encoded).numpy(), NO_MEANINGS
+            kind, scales, meanings = cpu_tiles.FP8_KIND, scales_of(encoded), NO_MEANINGS
         else:
             kind, scales, meanings = _vector_scales(encoded)
         zeros, (step, _) = _zeros(encoded)
-        numbers, half_group = encoded.numbers.view(torch.uint8).numpy(), encoded.group // 2
-        groups = encoded.shape[1] // encoded.group
-        weights = (numbers, scales, meanings, zeros.numpy(), step, half_group, groups, groups * half_group, 0)
-        return kind, how, weights
+        half_group, groups = encoded.group // 2, encoded.shape[1] // encoded.group
+        weights = TileMatrix(encoded.numbers, scales, meanings, zeros, step, half_group, groups)
+        return kind, how, SCALED[scales.dtype], weights
 
     @staticmethod
     def in_place(encoded: Encoded) -> tuple[int, int, int] | None:
@@ -144,16 +165,17 @@ def _vector_rounds(encoded: Encoded, dtype: torch.dtype, *, to_multiply: bool = 
 def _vector_kernel(encoded: Encoded, how: int) -> tuple[Callable[..., None], tuple[Any, ...]]:
     kind, scales, meanings = _vector_scales(encoded)
     zeros, steps = _zeros(encoded)
-    return cpu_vectors.vectors(kind, how), (scales, meanings, zeros.numpy(), steps, encoded.group // 2)
+    arrays = (scales.numpy(), meanings.numpy(), zeros.numpy())
+    return cpu_vectors.vectors(kind, how), (*arrays, steps, encoded.group // 2)
 
 
-def _vector_scales(encoded: Encoded) -> tuple[int, Any, Any]:
+def _vector_scales(encoded: Encoded) -> tuple[int, torch.Tensor, torch.Tensor]:
     """The kind of the numbers, of `cpu_vectors.LEVELS`, their scales, and what these mean where they are bytes."""
     if encoded.kind == "fp4":
         scales = encoded.scales.view(torch.uint8).contiguous()
-        return cpu_vectors.FP4_KIND, scales.numpy(), _meanings_of_scales(encoded).numpy()
+        return cpu_vectors.FP4_KIND, scales, _meanings_of_scales(encoded)
     kind = cpu_vectors.NF4_KIND if encoded.kind == "nf4" else _int4_kind(encoded)
-    return kind, scales_of(encoded).numpy(), NO_MEANINGS
+    return kind, scales_of(encoded), NO_MEANINGS
 
 
 def _int4_kind(encoded: Encoded) -> int:

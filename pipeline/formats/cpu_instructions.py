@@ -15,6 +15,8 @@ HAS_DOTS = FEATURES.get("avx512bf16") and binding.llvm_version_info >= (20, 0, 0
 """LLVM before that of numba 0.62 gives the instruction other types."""
 BYTES = 16
 """Of pairs that are decoded at once."""
+FUTEX_CALL, FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 202, 128, 129
+"""Of Linux on x86-64, see futex(2)."""
 LINE_BYTES = 64
 """What a cache takes from memory at once."""
 
@@ -150,14 +152,89 @@ def at_address(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
+def word_at(typing: Any, address: Any) -> Any:
+    """The number that lies there."""
+
+    def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
+        return build.load(build.inttoptr(given[0], INDEX.as_pointer()))
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
+def call(typing: Any, address: Any, given: Any) -> Any:
+    """Call what is compiled there with one number."""
+
+    def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [INDEX])
+        build.call(build.inttoptr(given[0], kind.as_pointer()), [given[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
+
+
+def _shared(context: Any, build: Any, signature: Any, given: Any) -> Any:
+    """Where the number lies that threads share."""
+    data = context.make_array(signature.args[0])(context, build, given[0]).data
+    return build.gep(data, [given[1]])
+
+
+@intrinsic
 def claim(typing: Any, numbers: Any, at: Any, more: Any) -> Any:
     """Add to one of the numbers, which other threads add to as well, and return what it was."""
 
-    def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, build, given[0]).data
-        return build.atomic_rmw("add", build.gep(data, [given[1]]), given[2], "seq_cst")
+    def code(context: Any, build: Any, *given: Any) -> Any:
+        return build.atomic_rmw("add", _shared(context, build, *given), given[1][2], "seq_cst")
 
     return types.int64(numbers, types.intp, types.int64), code
+
+
+@intrinsic
+def swap(typing: Any, numbers: Any, at: Any, value: Any) -> Any:
+    """Write one of these numbers, and return what it was."""
+
+    def code(context: Any, build: Any, *given: Any) -> Any:
+        return build.atomic_rmw("xchg", _shared(context, build, *given), given[1][2], "seq_cst")
+
+    return types.int64(numbers, types.intp, types.int64), code
+
+
+@intrinsic
+def peek(typing: Any, numbers: Any, at: Any) -> Any:
+    """One of these numbers, as it is now."""
+
+    def code(context: Any, build: Any, *given: Any) -> Any:
+        return build.load_atomic(_shared(context, build, *given), "seq_cst", 8)
+
+    return types.int64(numbers, types.intp), code
+
+
+@intrinsic
+def sleep_while(typing: Any, numbers: Any, at: Any, value: Any) -> Any:
+    """Sleep until `wake` is called for the number; not at all where it is another one. It may end sooner."""
+
+    def code(context: Any, build: Any, *given: Any) -> Any:
+        low = build.zext(build.trunc(given[1][2], I32), INDEX)
+        return _futex(build, _shared(context, build, *given), FUTEX_WAIT_PRIVATE, low)
+
+    return types.int64(numbers, types.intp, types.int64), code
+
+
+@intrinsic
+def wake(typing: Any, numbers: Any, at: Any, threads: Any) -> Any:
+    """Wake up so many threads that sleep at this number."""
+
+    def code(context: Any, build: Any, *given: Any) -> Any:
+        return _futex(build, _shared(context, build, *given), FUTEX_WAKE_PRIVATE, given[1][2])
+
+    return types.int64(numbers, types.intp, types.int64), code
+
+
+def _futex(build: Any, place: Any, what: int, value: Any) -> Any:
+    """The call of Linux by which threads sleep and are woken up. It looks at the lower half of the number."""
+    nothing = index_of(0)
+    given = (index_of(FUTEX_CALL), build.ptrtoint(place, INDEX), index_of(what), value, nothing, nothing, nothing)
+    return _called(build, "syscall", INDEX, *given)
 
 
 @intrinsic

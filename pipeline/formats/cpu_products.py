@@ -4,33 +4,33 @@ A sum has the same bits however many rows there are, on how many threads, and wh
 Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from pipeline.formats import cpu_kept, cpu_tiles
-from pipeline.formats.cpu_decoding import RowDecoder
+from pipeline.formats import cpu_kept, cpu_tiles, cpu_waiting
+from pipeline.formats.cpu_decoding import NO_MEANINGS, RowDecoder, TileMatrix
 from pipeline.formats.cpu_instructions import BYTES, HAS_DOTS
-from pipeline.formats.cpu_threads import share_out, work_together
+from pipeline.formats.cpu_team import do_together, entry
+from pipeline.formats.cpu_threads import share_out
 from pipeline.formats.encoded import FEW_ROWS, Encoded
 
 TILES, WIDE_TILES = (1, 2, 4), (1, 2, 4, cpu_tiles.WIDE_TOKENS)
 """So many rows are multiplied at once, by what lies in bf16 and by what is decoded in registers."""
-PIECE_NUMBERS = 1 << 20
-"""Of a matrix that a thread claims at once: 16 us of one row."""
-ALONE_NUMBERS = 2 << 20
-"""Of a matrix that one thread multiplies by while another one would wake up."""
-THREAD_NUMBERS, MOST_THREADS = 2 << 20, 8
-"""Of matrices for which another thread is woken up, and how many are. Each wants the interpreter lock before it begins,
-so that they begin one after the other: eight multiply by four experts in 0.83 ms, 16 in 1.34, and two in 1.81."""
+PIECE_NUMBERS = 1 << 17
+"""Of a matrix that a thread claims at once: some microseconds of one row."""
+THREAD_NUMBERS, MOST_THREADS = 512 << 10, 16
+"""Of matrices for which another thread is woken up, which takes about as long as multiplying by so many, and how many
+threads are."""
 STEP_ROWS, STEPS = 32, 8
 """Rows of a matrix in bf16 that a thread multiplies many rows by at a time: so many, or in about so many steps."""
 GROUPED_ROWS = 64
 """The same for each of several matrices, and few rows."""
-NONE = np.empty((1, 1), np.float32)
+Work: TypeAlias = tuple[Sequence[int], object]
+"""What a team does, and what must stay in memory meanwhile."""
 
 
 def can_multiply(x_TD: torch.Tensor) -> bool:
@@ -44,18 +44,19 @@ class Product:
     def __init__(self, x_TD: torch.Tensor, rows: int, bias_F: torch.Tensor | None) -> None:
         bias_F = torch.zeros(rows) if bias_F is None else bias_F.to(x_TD.dtype).to(torch.float32)
         self._rows, self.result = rows, x_TD.new_empty(len(x_TD), rows)
-        self._x, out = _bits(x_TD.contiguous()), _bits(self.result)
-        if len(x_TD) == 2 and not self._x[1].any():  # zeros, with which a single row is filled up for torch's products
+        self._x, out = x_TD.contiguous(), self.result
+        if len(x_TD) == 2 and not _bits(self._x)[1].any():  # zeros: torch's products take no single row
             self._x, out, self.result[1] = self._x[:1], out[:1], bias_F
-        self._to = (self._x, bias_F.numpy(), out)
+        self._to = (self._x, bias_F, out)
         self.tiles = _tiles(len(self._x))
 
     def by_decoded(self, first: int, decoded_FD: torch.Tensor) -> None:
         """Fill columns from `first` on, on several threads but where this is one of these."""
         rows, threads = len(decoded_FD), torch.get_num_threads()
         step = max(STEP_ROWS, rows // STEPS // threads // STEP_ROWS * STEP_ROWS) if threads > 1 else rows
-        kernel = cpu_tiles.decoded_products(self._tile(TILES))
-        share_out(range(0, rows, step), lambda at: kernel(_bits(decoded_FD[at : at + step]), first + at, *self._to))
+        kernel, (x_TD, bias_F, out_TF) = cpu_tiles.decoded_products(self._tile(TILES)), self._to
+        to = (_bits(x_TD), bias_F.numpy(), _bits(out_TF))
+        share_out(range(0, rows, step), lambda at: kernel(_bits(decoded_FD[at : at + step]), first + at, *to))
 
     def by_encoded(self, encoded: Encoded) -> bool:
         """Fill all, if rows are few and there is a kernel that decodes such a matrix in registers."""
@@ -64,27 +65,25 @@ class Product:
         _do([work], encoded.shape[0] * encoded.shape[1] * self.tiles)
         return True
 
-    def work_by(self, encoded: Encoded) -> Callable[[int], bool] | None:
-        """What fills all, as `work_together` takes it; None where it cannot."""
+    def work_by(self, encoded: Encoded) -> Work | None:
+        """What fills all; None where there is none."""
         if len(self._x) > FEW_ROWS or (arguments := RowDecoder.in_registers(encoded)) is None:
             return None
-        return self._work(*arguments, max(PIECE_NUMBERS // encoded.shape[1] // 32, 1) * 32, WIDE_TILES)
+        return self._work(*arguments, WIDE_TILES)
 
     def by_dense(self, weight_FD: torch.Tensor) -> None:
         """Fill all, by a matrix in bf16 without gaps."""
         rows, columns = weight_FD.shape
         if len(self._x) <= FEW_ROWS:
-            weights = (_bits(weight_FD), NONE, NONE[0], NONE, 0, columns // 2, 1, columns // 2, 0)
-            step = max(PIECE_NUMBERS // 8 // columns // 32, 1) * 32
-            _do([self._work(cpu_tiles.DENSE, 0, weights, step, TILES)], rows * columns * self.tiles)
+            weights = TileMatrix(weight_FD, NO_MEANINGS, NO_MEANINGS, NO_MEANINGS, 0, columns // 2, 1)
+            _do([self._work(cpu_tiles.DENSE, 0, 0, weights, TILES)], rows * columns * self.tiles)
         else:
             self.by_decoded(0, weight_FD)
 
-    def _work(
-        self, kind: int, how: int, weights: tuple[Any, ...], step: int, tiles: Sequence[int]
-    ) -> Callable[[int], bool]:
-        kernel, claimed = cpu_tiles.products(kind, how, self._tile(tiles)), np.zeros(cpu_tiles.CLAIMED, np.int64)
-        return lambda patience: kernel(claimed, patience, step, weights, *self._to)
+    def _work(self, kind: int, how: int, scaled: int, weights: TileMatrix, tiles: Sequence[int]) -> Work:
+        step = max(PIECE_NUMBERS // self._x.shape[1] // 32, 1) * 32
+        words = weights.words(step, *self._to)
+        return (entry(cpu_tiles.products(kind, how, scaled, self._tile(tiles))), *words), weights
 
     def _tile(self, tiles: Sequence[int]) -> int:
         return max(tile for tile in tiles if tile <= max(len(self._x), 1))
@@ -116,7 +115,7 @@ def dense_product(weight_FD: torch.Tensor, x_TD: torch.Tensor, bias_F: torch.Ten
 def compile_dense() -> None:
     """Make the kernels for matrices in bf16 ready. Another process compiles them where they are not kept yet."""
     source = f"from {__name__} import multiply_once; multiply_once()"
-    cpu_kept.load(cpu_tiles.grouped_products(cpu_tiles.DENSE, 0, 0), cpu_tiles.GROUPED_SIGNATURE, source)
+    cpu_kept.load(cpu_tiles.grouped_products(cpu_tiles.DENSE, 0, 0), cpu_waiting.SIGNATURE, source)
     multiply_once()
 
 
@@ -172,11 +171,12 @@ def grouped_products(
     Of each: its two addresses, the column where its products begin, and where its rows begin and end. What none gives
     is not defined. Threads wake up and wait for each other once for all.
     """
-    result_PF, table, (kind, how, scaled, shape) = x_PD.new_empty(len(x_PD), columns), np.array(lines, np.int64), alike
-    kernel, claimed = cpu_tiles.grouped_products(kind, how, scaled), np.zeros(cpu_tiles.CLAIMED, np.int64)
-    to = (_bits(x_PD.contiguous()), np.zeros(columns, np.float32), _bits(result_PF))
+    result_PF, (kind, how, scaled, shape) = x_PD.new_empty(len(x_PD), columns), alike
+    x_PD, table, bias_F = x_PD.contiguous(), torch.tensor(lines), torch.zeros(columns)
+    kernel, tensors = cpu_tiles.grouped_products(kind, how, scaled), (table, x_PD, bias_F, result_PF)
+    words = (*shape, GROUPED_ROWS, len(table), *result_PF.shape, *[one.data_ptr() for one in tensors])
     numbers = shape[0] * shape[1] * sum(_tiles(end - begin) for *_, begin, end in lines)
-    work_together(lambda patience: kernel(claimed, patience, GROUPED_ROWS, shape, table, *to), _threads(numbers))
+    do_together([(entry(kernel), *words)], _threads(numbers))
     return result_PF
 
 
@@ -189,18 +189,9 @@ def _threads(numbers: int) -> int:
     return min(1 + numbers // THREAD_NUMBERS, MOST_THREADS)
 
 
-def _do(works: Sequence[Callable[[int], bool]], numbers: int) -> None:
-    """All of it, on several threads where there are that many numbers, counted once for each of their `_tiles`."""
-
-    def work(patience: int) -> bool:
-        for one in works[:-1]:
-            one(0)
-        return all(one(patience) for one in reversed(works))
-
-    if numbers < ALONE_NUMBERS:
-        work(1)
-    else:
-        work_together(work, _threads(numbers))
+def _do(works: Sequence[Work], numbers: int) -> None:
+    """All of it; numbers are counted once for each of their `_tiles`."""
+    do_together([words for words, _ in works], _threads(numbers))
 
 
 def _bits(rows: torch.Tensor) -> Any:

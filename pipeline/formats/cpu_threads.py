@@ -9,14 +9,10 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
 
 import torch
 
 from pipeline.system.threads import Threads
-
-PATIENCE = 2000
-"""Pauses for which a thread waits for another one before it sleeps: about 30 us."""
 
 
 def share_out(items: Sequence[int], work: Callable[[int], object]) -> None:
@@ -38,23 +34,6 @@ def share_out(items: Sequence[int], work: Callable[[int], object]) -> None:
     errors = [raised for one in running if (raised := one.exception()) is not None]
     if errors:
         raise errors[0]
-
-
-def work_together(work: Callable[[int], bool], most_threads: int) -> None:
-    """Call `work` here and on more threads, as many as torch computes with here, but at most so many together. They
-    hold no interpreter lock in it, and claim pieces of it by themselves.
-
-    It is given the patience to wait for pieces of others that are not done when none is left, and returns whether all
-    are: a thread that has not woken up by then is not waited for. Raises what it raises here.
-    """
-    threads, done = torch.get_num_threads(), False
-    others = [block_threads(threads).submit(work, 0) for _ in range(min(threads, most_threads) - 1)]
-    try:
-        done = work(PATIENCE)
-    finally:
-        begun = [one for one in others if not one.cancel()]
-        if not done:
-            wait(begun)
 
 
 @functools.cache

@@ -17,12 +17,11 @@ from numba.extending import intrinsic
 from pipeline.formats import cpu_instructions as cpu
 from pipeline.formats.cpu_instructions import BYTES, FLOATS, index_of
 from pipeline.formats.cpu_vectors import INT4_KIND, LEVELS, NF4_KIND, ROUNDS
+from pipeline.formats.cpu_waiting import CLAIMED, FIRST, WORDS
 
 DECODED, DENSE, FP8_KIND = range(len(LEVELS), len(LEVELS) + 3)
 """Kinds of numbers, beside those of `cpu_vectors`: in bf16, in the cache of a core and in memory, and in e4m3."""
 IN_BRAIN = (DECODED, DENSE)
-NEXT_ROW, ROWS_DONE, CLAIMED = 0, 8, 16
-"""Two numbers that threads share, each in a cache line of its own."""
 SCALES = (np.float32, np.uint16, np.uint8)  # fp32, the bits of bf16, and exponents of two, which these stand for
 POWERS = np.array([*(2.0 ** (exponent - 127) for exponent in range(255)), np.nan], np.float32)
 TILE_ROWS, TILE_ROWS_OF_ONE, WIDE_ROWS, WIDE_TOKENS = 4, 8, 2, 8
@@ -30,17 +29,6 @@ TILE_ROWS, TILE_ROWS_OF_ONE, WIDE_ROWS, WIDE_TOKENS = 4, 8, 2, 8
 for the last time; and what is decoded in registers by many: so many rows by so many of x before it is decoded again."""
 BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 32, 64, 2048
 """Blocks whose items and sums fill half of a core's second cache."""
-GROUPED_SIGNATURE = (
-    types.int64[::1],
-    types.int64,
-    types.int64,
-    types.UniTuple(types.int64, 4),
-    types.int64[:, ::1],
-    types.uint16[:, ::1],
-    types.float32[::1],
-    types.uint16[:, ::1],
-)
-"""The arguments of `grouped_products`."""
 
 
 @intrinsic(prefer_literal=True)
@@ -182,37 +170,47 @@ class _Tile:
 
 
 @functools.cache
-def products(kind: int, how: int, tokens: int) -> Callable[..., bool]:
-    """A kernel that multiplies by numbers of 4 bits, as those of `cpu_vectors`, or by `DENSE` ones, `tokens` rows of x
-    at once.
-
-    Rows of x that are left over are taken with some that were taken before. Each of `groups` has a scale. All threads
-    are given `claimed`, zeros: each claims `step` rows after the other while there are any. One that has `patience`
-    waits a moment for the others, and returns whether all rows are done.
+def products(kind: int, how: int, scaled: int, tokens: int) -> Any:
+    """Work of a team: multiply by a matrix of one of the kinds above, `tokens` rows of x at once; those that are left
+    over are taken with some that were taken before. The words are those of `cpu_decoding.TileMatrix`, scaled as SCALES
+    says. Threads claim `step` rows of the matrix at a time.
     """
-    tile_rows = {1: TILE_ROWS_OF_ONE, WIDE_TOKENS: WIDE_ROWS}.get(tokens, TILE_ROWS)
+    tile_rows, scale_item = {1: TILE_ROWS_OF_ONE, WIDE_TOKENS: WIDE_ROWS}.get(tokens, TILE_ROWS), SCALES[scaled]
+    item, per_pair = (np.uint16, 2) if kind == DENSE else (np.uint8, 2 if kind == FP8_KIND else 1)
 
     @njit(cache=True, nogil=True, error_model="numpy")
-    def multiply(claimed, patience, step, weights, x_TD, bias_F, out_TF):
-        sums = (np.empty(tile_rows * tokens * 16, np.float32), 0, 0, True, True)
-        rows, to, row = len(weights[0]), (bias_F, out_TF), cpu.claim(claimed, NEXT_ROW, step)
+    def multiply(address):
+        words = carray(cpu.at_address(address), (WORDS,), np.int64)
+        rows, count, step, zero_step, half_group, groups, row_pairs = words[FIRST + 1 : FIRST + 8]
+        numbers, scales, meanings, zeros, x, bias, out = words[FIRST + 8 : FIRST + 15]
+        weights = (
+            carray(cpu.at_address(numbers), (rows, row_pairs * per_pair), item),
+            carray(cpu.at_address(scales), (rows, groups), scale_item),
+            carray(cpu.at_address(meanings), (256,), np.float32),
+            carray(cpu.at_address(zeros), (rows, groups), np.float32),
+            zero_step,
+            half_group,
+            groups,
+            row_pairs,
+            0,
+        )
+        x_TD = carray(cpu.at_address(x), (count, 2 * row_pairs), np.uint16)
+        bias_F = carray(cpu.at_address(bias), (rows,), np.float32)
+        out_TF = carray(cpu.at_address(out), (count, rows), np.uint16)
+        sums, to = (np.empty(tile_rows * tokens * 16, np.float32), 0, 0, True, True), (bias_F, out_TF)
+        row = cpu.claim(words, CLAIMED, step)
         while row < rows:
-            begin, end = row, min(row + step, rows)
+            end = min(row + step, rows)
             while row < end:
                 whole = row + tile_rows <= end
-                for t in range(0, len(x_TD), tokens):
-                    at = (row, row, min(t, len(x_TD) - tokens), 0)
+                for t in range(0, count, tokens):
+                    at = (row, row, min(t, count - tokens), 0)
                     if whole:
                         add_up(weights, x_TD, sums, to, at, (kind, how), tile_rows, tokens)
                     else:
                         add_up(weights, x_TD, sums, to, at, (kind, how), 1, tokens)
                 row += tile_rows if whole else 1
-            cpu.claim(claimed, ROWS_DONE, end - begin)
-            row = cpu.claim(claimed, NEXT_ROW, step)
-        while cpu.claim(claimed, ROWS_DONE, 0) < rows and patience > 0:
-            cpu.pause()
-            patience -= 1
-        return patience > 0
+            row = cpu.claim(words, CLAIMED, step)
 
     return multiply
 
@@ -248,25 +246,32 @@ def decoded_products(tokens: int) -> Callable[..., None]:
 
 
 @functools.cache
-def grouped_products(kind: int, how: int, scaled: int) -> Callable[..., bool]:
-    """A kernel that multiplies several matrices of one `shape`, each by rows of x of its own: `DENSE` ones, or in FP8.
+def grouped_products(kind: int, how: int, scaled: int) -> Any:
+    """Work of a team: multiply several matrices of one shape, each by rows of x of its own: `DENSE` ones, or in FP8.
 
-    The shape is rows, columns, groups of columns that share a scale, and how many of the last bits of a row's number do
-    not change its row of scales. Of each matrix `table` has the addresses of numbers and scales, of which SCALES says
-    how they are `scaled`, the column of `out_PF` where its products begin, and where its rows of x begin and end, int64
-    [matrices, 5]. A matrix has a multiple of `TILE_ROWS_OF_ONE` rows; threads claim `step` rows, such a multiple too.
+    The words: rows, columns, groups of columns that share a scale, and how many of the last bits of a row's number do
+    not change its row of scales; the rows that a thread claims; how many matrices there are, rows of x, and columns of
+    the output; the addresses of a table, of x, bias and output. Of each matrix the table, int64 [matrices, 5], has the
+    addresses of numbers and scales, which are scaled as SCALES says, the column of the output where its products begin,
+    and where its rows of x begin and end. Rows, and those claimed, are multiples of `TILE_ROWS_OF_ONE`.
     """
     item, scale_item = np.uint8 if kind == FP8_KIND else np.uint16, SCALES[scaled]
 
     @njit(cache=True, nogil=True, error_model="numpy")
-    def multiply(claimed, patience, step, shape, table, x_PD, bias_F, out_PF):
+    def multiply(address):
+        words = carray(cpu.at_address(address), (WORDS,), np.int64)
+        rows, columns, groups, shift, step, matrices, places, out_columns = words[FIRST + 1 : FIRST + 9]
+        lines, x, bias, out = words[FIRST + 9 : FIRST + 13]
+        table = carray(cpu.at_address(lines), (matrices, 5), np.int64)
+        x_PD = carray(cpu.at_address(x), (places, columns), np.uint16)
+        bias_F = carray(cpu.at_address(bias), (out_columns,), np.float32)
+        out_PF = carray(cpu.at_address(out), (places, out_columns), np.uint16)
         sums = (np.empty(TILE_ROWS * TILE_ROWS * 16, np.float32), 0, 0, True, True)
-        none, to, (rows, columns, groups, shift) = np.empty((1, 1), np.float32), (bias_F, out_PF), shape
-        each = (rows + step - 1) // step
-        pieces, piece = len(table) * each, cpu.claim(claimed, NEXT_ROW, 1)
+        none, to, each = np.empty((1, 1), np.float32), (bias_F, out_PF), (rows + step - 1) // step
+        pieces, piece = matrices * each, cpu.claim(words, CLAIMED, 1)
         while piece < pieces:
-            address, scales_address, column, begin, end = table[piece // each]
-            numbers = carray(cpu.at_address(address), (rows, columns), item)
+            numbers_address, scales_address, column, begin, end = table[piece // each]
+            numbers = carray(cpu.at_address(numbers_address), (rows, columns), item)
             scales = carray(cpu.at_address(scales_address), (rows, groups), scale_item)
             weights = (numbers, scales, POWERS, none, 0, columns // 2 // groups, groups, columns // 2, shift)
             row, stop = piece % each * step, min(piece % each * step + step, rows)
@@ -289,11 +294,6 @@ def grouped_products(kind: int, how: int, scaled: int) -> Callable[..., bool]:
                         at = (row, column + row, min(p, end - WIDE_TOKENS), 0)
                         add_up(weights, x_PD, sums, to, at, (kind, how), WIDE_ROWS, WIDE_TOKENS)
                     row += WIDE_ROWS
-            cpu.claim(claimed, ROWS_DONE, 1)
-            piece = cpu.claim(claimed, NEXT_ROW, 1)
-        while cpu.claim(claimed, ROWS_DONE, 0) < pieces and patience > 0:
-            cpu.pause()
-            patience -= 1
-        return patience > 0
+            piece = cpu.claim(words, CLAIMED, 1)
 
     return multiply

@@ -5,7 +5,6 @@ import os
 import signal
 import warnings
 from pathlib import Path
-from threading import Event, Timer
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from support.stored_parts import find
 
 from pipeline.formats import cpu_choice, cpu_compiled, decoding
 from pipeline.formats.awq import Awq
-from pipeline.formats.cpu_threads import PATIENCE, block_threads, share_out, work_together
+from pipeline.formats.cpu_threads import block_threads, share_out
 from pipeline.formats.decoding import decoded_product
 from pipeline.formats.fp4 import MXFP4, NVFP4, Float4Matrix
 from pipeline.formats.fp8 import Float8, Float8Matrix
@@ -182,40 +181,6 @@ def test_torch_computes_with_one_thread_in_each_however_often_it_is_asked() -> N
     finally:
         torch.set_num_threads(threads)
     assert asked == [1, 1, 1, 1]
-
-
-def test_a_thread_that_has_begun_to_work_together_is_waited_for_and_no_other() -> None:
-    begun, late, threads, given = Event(), Event(), torch.get_num_threads(), list[int]()
-
-    def work(patience: int) -> bool:
-        given.append(patience)
-        return True
-
-    def work_longer(patience: int) -> bool:
-        if patience:
-            Timer(0.02, late.set).start()
-            return not begun.wait(9)
-        begun.set()
-        return late.wait(9) and work(patience)
-
-    pool = block_threads(2)
-    torch.set_num_threads(2)
-    try:
-        busy = [pool.submit(late.wait, 9) for _ in range(2)]
-        work_together(work, 2)
-        late.set()
-        assert all(one.result() for one in busy)
-        assert given == [PATIENCE]
-        late.clear()
-        work_together(work_longer, 2)
-        assert given == [PATIENCE, 0]
-        begun.clear()
-        work_together(lambda patience: begun.set() if not patience else True, 1)  # type: ignore[arg-type,return-value]
-        assert pool.submit(int).result() == 0
-        assert not begun.is_set(), "one thread was asked for"
-    finally:
-        late.set()
-        torch.set_num_threads(threads)
 
 
 def test_a_child_that_was_forked_has_threads_of_its_own() -> None:

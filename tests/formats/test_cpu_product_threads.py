@@ -21,20 +21,17 @@ def fp8(rows: int) -> Float8Matrix:
 
 
 def test_a_thread_is_woken_up_for_so_many_numbers_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_products, "ALONE_NUMBERS", 0)
     monkeypatch.setattr(cpu_products, "THREAD_NUMBERS", ROWS * COLUMNS)
+    monkeypatch.setattr(cpu_products, "MOST_THREADS", 8)
     asked = list[int]()
 
-    def count(work: Any, most_threads: int) -> None:
-        asked.append(most_threads)
-
-    monkeypatch.setattr(cpu_products, "work_together", count)
+    monkeypatch.setattr(cpu_products, "do_together", lambda _, most_threads: asked.append(most_threads))
     one, x = fp8(ROWS).encoded(), torch.ones(24, COLUMNS, dtype=torch.bfloat16)
     for rows in (1, 4, 5, 24):
         assert cpu_products.Product(x[:rows], ROWS, None).by_encoded(one)
         cpu_products.dense_product(torch.ones(ROWS, COLUMNS, dtype=torch.bfloat16), x[:rows], None)
         cpu_products.products([one, one], x[:rows], [None, None])
-    assert asked == [2, 2, 3, 2, 2, 3, 3, 3, 5, 7, 7, cpu_products.MOST_THREADS]
+    assert asked == [2, 2, 3, 2, 2, 3, 3, 3, 5, 7, 7, 8]
     asked.clear()
     several = cpu_products.one_of_several(fp8(64).encoded())
     lines = [(*several.addresses, 0, *span) for span in ((0, 1), (1, 10), (10, 24))]

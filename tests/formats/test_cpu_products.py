@@ -73,7 +73,7 @@ def test_a_row_has_the_same_bits_however_many_there_are_and_whatever_decodes(
 ) -> None:
     monkeypatch.setattr(decoding, "BLOCK_BYTES", 0)
     monkeypatch.setattr(cpu_products, "PIECE_NUMBERS", 0)
-    monkeypatch.setattr(cpu_products, "ALONE_NUMBERS", 0)
+    monkeypatch.setattr(cpu_products, "THREAD_NUMBERS", 1)
     matrix, threads = matrices()[name], torch.get_num_threads()
     rows, columns = matrix.shape
     x, bias = torch.randn(300, columns).to(torch.bfloat16), torch.randn(rows)
@@ -108,7 +108,7 @@ def test_a_matrix_in_bf16_gives_a_row_the_same_bits_however_many_there_are(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_compiled, "LEAST_NUMBERS", 0)
-    monkeypatch.setattr(cpu_products, "ALONE_NUMBERS", 0)
+    monkeypatch.setattr(cpu_products, "THREAD_NUMBERS", 1)
     (rows, columns), threads = shape, torch.get_num_threads()
     matrix, bias = DenseMatrix(torch.randn(shape).to(torch.bfloat16)), torch.randn(rows)
     x = torch.randn(130, columns).to(torch.bfloat16)
@@ -255,7 +255,7 @@ def test_several_matrices_give_what_each_gives_alone(
 
 def test_products_that_are_made_together_are_those_made_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_products, "PIECE_NUMBERS", 0)
-    monkeypatch.setattr(cpu_products, "ALONE_NUMBERS", 0)
+    monkeypatch.setattr(cpu_products, "THREAD_NUMBERS", 1)
     for names, few in (
         (("int4", "MXFP4", "nf4"), True),
         (("int4", "FP8"), True),

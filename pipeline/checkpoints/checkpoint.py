@@ -25,6 +25,8 @@ NUMBERED = re.compile(rf"(?P<stem>.*?)(?P<number>\d{{1,9}})-of-(?P<count>\d{{1,9
 OTHER_FORMATS = ("consolidated", "adapter_model")
 ADAPTER_FILE = "adapter_config.json"
 INDEX_LIMIT_BYTES = 64 << 20
+MOST_FAULTS = 20
+"""Faults of a checkpoint that an error lists; of more it says how many there are."""
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
@@ -108,10 +110,10 @@ def open_checkpoint(folder: Path | str, *, direct: bool = True) -> Checkpoint:
         return Checkpoint(folder, tensors, files, promised, repeated)
 
 
-def first_faults(faults: list[str], most: int = 20) -> str:
+def first_faults(faults: list[str]) -> str:
     """The first of many faults, one a line, and how many more there are."""
-    more = [f"... and {len(faults) - most} more"] if len(faults) > most else []
-    return "\n".join([*faults[:most], *more])
+    more = [f"... and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+    return "\n".join([*faults[:MOST_FAULTS], *more])
 
 
 def weight_files(folder: Path) -> tuple[list[str], Mapping[str, str]]:

@@ -23,15 +23,15 @@ from pipeline.models.routing import route
 from pipeline.models.triton_kernels import kernels_of
 
 LEAST_ROWS = 16
-"""Of as many what experts gave is weighed at a time, or more: each lies in memory once for every rank."""
+"""At least so many rows are summed at a time: the fp32 copy of their outputs holds each row once for every rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoutedRows:
-    """Of each row: what experts get, [T, D]; which, int64 [T, K]; their weights, fp32 [T, K].
+    """Of each row: the input of its experts, [T, D]; their ids, int64 [T, K]; their weights, fp32 [T, K].
 
-    `beside_TD` is what the half adds beside them, as a shared expert does, [T, D]; None for nothing. `mixing` is how
-    all that is added to several streams, [T, M].
+    `beside_TD` is what the half adds to the sum of the experts, as the output of a shared expert, [T, D]; None for
+    nothing. `mixing` says how the sum is added to several streams, [T, M].
     """
 
     input_TD: torch.Tensor
@@ -63,7 +63,7 @@ def choose(
 
 
 def guess(layer: Layer, kind: Experts, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
-    """Norm and router alone: the ids."""
+    """The ids of the experts that norm and router choose, int64 [T, K]; nothing else is computed."""
     return _choice(layer, kind, weights, entered(layer, weights, hidden_TD)[0], None)[1]
 
 
@@ -77,7 +77,7 @@ def _choice(
 
 
 def _scaled(layer: Layer, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
-    """What a router with scales gets."""
+    """The input of a router with scales, [T, D]."""
     normed_TD = rms_norm(hidden_TD, None, layer.norm_epsilon)
     return normed_TD.mul_(weights.tensors["router_scale"].to(normed_TD.dtype)).mul_(layer.hidden_size**-0.5)
 
@@ -85,7 +85,7 @@ def _scaled(layer: Layer, weights: Weights, hidden_TD: torch.Tensor) -> torch.Te
 def expert_product(kind: Experts, weights: Weights, input_RD: torch.Tensor, by_formula: bool = False) -> torch.Tensor:
     """What one expert makes of its rows, [R, D]; `weights` are its own.
 
-    Where its gate and up lie side by side they are multiplied as one.
+    Gate and up are multiplied as one matrix where they lie side by side.
     """
     both = _both(weights, input_RD.dtype)
     if both is None or _has_biases(weights):
@@ -115,10 +115,10 @@ def add_up(
     beside_TD: torch.Tensor | None,
     mixing: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Add to `hidden_TD` what experts gave to each row, weighed, and what is beside them; returns it.
+    """Add to `hidden_TD` the weighed outputs of each row's experts, and `beside_TD`; returns `hidden_TD`.
 
-    The sum is in fp32, from rank to rank. Each product and each sum is rounded by itself, so that no bit depends on
-    which of torch's loops computes it.
+    The weighed outputs are summed in fp32, in the order of their ranks. Each product and each sum is rounded by itself,
+    so that no bit depends on which of torch's loops computes it.
     """
     added_TD = normed(layer, weights, "experts_norm_after", _weighed_sum(outputs_TKD, weights_TK))
     if beside_TD is not None:
@@ -134,13 +134,13 @@ def add_up(
 
 @functools.cache
 def grouped_kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """What multiplies by many experts at a time, on a GPU."""
+    """The kernels that multiply by many experts at a time on a GPU; None elsewhere."""
     return kernels_of("pipeline.models.grouped_experts", device, "experts are multiplied one by one", dtype)
 
 
 @functools.cache
 def grouped_on_cpu() -> ModuleType | None:
-    """What multiplies by many experts at a time on a CPU, in bf16, where numba is installed."""
+    """The kernels that multiply by many experts at a time on a CPU, in bf16; None where numba is not installed."""
     if cpu_compiled.kernels() is None:
         return None
     from pipeline.models import grouped_on_cpu

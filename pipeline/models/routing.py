@@ -10,7 +10,7 @@ from pipeline.models.feed_forwards import Experts, Routing
 from pipeline.models.ops import sigmoid
 
 LEAST_SUM = 1e-20
-"""Added to what divides: sigmoids may all be zero."""
+"""Added to the sum by which weights are divided: sigmoids may all be zero."""
 
 
 def route(
@@ -18,7 +18,7 @@ def route(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The experts of each row, int64 [T, K], the most likely one first, and their weights, fp32 [T, K].
 
-    Those that are `known`, int [T, K], because they follow from the tokens, are weighed alone.
+    Where they are `known`, int [T, K], because they follow from the tokens, they are only weighed.
     """
     routing = kind.routing
     logits_TE = weights.project("router", normed_TD.float() if routing.wide else normed_TD).float()
@@ -44,14 +44,14 @@ def _scores(routing: Routing, logits_TE: torch.Tensor) -> torch.Tensor:
     match routing.scores:
         case "sigmoid":
             return sigmoid(logits_TE)
-        case "root of softplus":  # log(1 + exp(x)), of which the exponential is that of a number below 0
+        case "root of softplus":  # log(1 + exp(x)) as max(x, 0) + log(1 + exp(-|x|)), which cannot overflow
             return logits_TE.abs().neg_().exp_().log1p_().add_(logits_TE.clamp(min=0)).sqrt_()
         case _:
             return torch.softmax(logits_TE, dim=-1)
 
 
 def _of_kept_groups(routing: Routing, choice_TE: torch.Tensor) -> torch.Tensor:
-    """What chooses experts: that of groups which are not kept is less than any other."""
+    """The scores by which experts are chosen, [T, E]: -inf for those of groups that are not kept."""
     if routing.groups == 1:
         return choice_TE
     choice_TGE = choice_TE.unflatten(1, (routing.groups, -1))

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline import Model, Stage
 from pipeline.cli import _parser
 from pipeline.generation.parameters import ALIASES, SamplingParameters
 from pipeline.generation.requests import CallOptions
@@ -49,8 +51,19 @@ def test_settings_in_the_other_snippets_exist() -> None:
     snippets = re.findall(r"```python\n(Model\.open\(.*?)```", README, re.DOTALL)
     assert len(snippets) >= 4
     for snippet in snippets:
-        arguments = snippet.replace("Model.open(path, ", "dict(").replace("MyStage()", "")
+        arguments = snippet.replace("Model.open(path, ", "dict(")
         Config(**eval(arguments))
+
+
+async def test_the_stage_sees_every_group(capsys: pytest.CaptureFixture[str]) -> None:
+    [snippet] = re.findall(r"```python\n(class .*?)```", README, re.DOTALL)
+    names: dict[str, Any] = {"Model": Model, "Stage": Stage, "path": None}
+    await eval(compile(snippet, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
+    await names["model"].generate("def ", max_new_tokens=1)
+    await names["model"].aclose()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 24
+    assert lines[0].startswith("0 attn ")
 
 
 def test_the_table_of_arguments_is_complete() -> None:

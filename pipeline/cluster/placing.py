@@ -126,7 +126,7 @@ async def place(sections: int | None, device: str, most: int) -> Placement:
             "sections, or end what holds them"
         )
     if count > len(able):
-        logger.warning("%d sections share %d nodes, and their disks", count, len(able))
+        logger.warning("%d sections are more than the nodes, %d: some share a node and its disk", count, len(able))
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
     places = placement_group_table(group)["bundles_to_node_id"]
     names = [node_name(addresses[places[number]], places[number]) for number in range(count)]

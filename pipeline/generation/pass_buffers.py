@@ -18,10 +18,10 @@ _Table: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 class PassBuffers:
-    """Hidden states of `most_rows` tokens, and of those that get logits once more behind them; angles; and logits.
+    """Hidden states of `most_rows` tokens, and once more of those that get logits; rotary angles; logits.
 
-    A micro-batch goes from lane to lane: memory that one CUDA stream frees while another still reads it would be
-    handed out again too early.
+    All is taken once, as a micro-batch goes from lane to lane: memory that one CUDA stream frees while another still
+    reads it would be handed out again too early.
     """
 
     def __init__(
@@ -102,5 +102,5 @@ class PassBuffers:
 
 
 def _items(rope: Rope) -> int:
-    """Return what a row of its table has."""
+    """How many numbers a row of its table has."""
     return 2 * rope.channels + (rope.query_growth is not None)

@@ -58,13 +58,13 @@ class PassWork:
         self._alike = [config.layer_kinds.index(kind) for kind in config.layer_kinds]
 
     def embeds_alike(self, pieces: Sequence[Piece]) -> bool:
-        """Whether the embedding repeats, with the copies of what it reads: for these the host launches nothing more."""
+        """Whether the embedding is launched with the copies of its inputs as one piece of work, which repeats."""
         rows = self._row_blocks.padded(len(token_ids(pieces)))
         sized = rows in self._row_blocks.repeated and rows <= self._most_rows
         return sized and not any(piece.rope_length for piece in pieces)
 
     def copy_and_embed(self, pass_: GenerationPass) -> None:
-        """The embedding of all rows: what lies behind the last token does not matter."""
+        """Copy the inputs of all rows to the device, and embed them; rows behind the last token may hold anything."""
         if self._embedding is not None:
             self._embedding.copy(pass_.padded_rows)
         self._inputs.copy(pass_.padded_rows)
@@ -78,7 +78,7 @@ class PassWork:
         self.embed(pass_, pass_.padded_rows)
 
     def embed(self, pass_: GenerationPass, filled: int) -> None:
-        """The embedding of so many rows and zeros behind them, where it is here, and how far each row is turned."""
+        """Embed so many rows, with zeros behind them, where the embedding is here; compute the turns of all rows."""
         for block in pass_.blocks:
             if self._embedding is not None:
                 hidden_TD = self._buffers.hidden(block.begin, block.end)
@@ -132,7 +132,7 @@ class PassWork:
         return None if None in launched else launched
 
     def stretch_repeats(self, pass_: GenerationPass, messages: Sequence[Message[Slot]]) -> Hashable:
-        """The same of groups that stay; where a layer's KV blocks stay too, layers that are alike launch alike."""
+        """The same of groups that stay; None where KV blocks of a layer move. Layers of one kind launch alike."""
         layers = [message.layer for message in messages if attends(message.group)]
         moving = self._cache.rendezvous.layers
         if moving and not set(layers).isdisjoint(moving):

@@ -28,7 +28,7 @@ from pipeline.system.memory_plan import Holding
 from pipeline.system.threads import outlast
 
 TOKENS_OF_BLOCK = 1 << 15
-"""For each row that a device likes to compute at once; there are 32 of those on a CPU, and 256 on a GPU."""
+"""Logits that are worth computing together for each row of `Device.block_rows`: 32 rows on a CPU, and 256 on a GPU."""
 
 
 class RowSampler:

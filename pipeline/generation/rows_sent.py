@@ -30,8 +30,13 @@ class Run(NamedTuple):
 class RowsSent:
     """The rows of a pass for which tokens are to be chosen: whose they are, their numbers, and what has come of them.
 
-    Those that are `processed` by a function of the user's take the way over the host. The device has `chosen`, then the
-    host has what is `known`.
+    Attributes:
+        samplers, numbers: of the rows that the device chooses for, in the order of their `runs`.
+        changes, biases: how many changed entries of tables, and biased logits, are sent with the numbers.
+        processed: the rows that a function of the user's changes: the host chooses for these.
+        outcomes: what was chosen, or why nothing was, as far as it is known.
+        prepared, sent, chosen, known: the events of the steps: the numbers are written, then on the device; the device
+            has chosen, then the host knows what.
     """
 
     samplers: list[Sampler] = field(default_factory=list)

@@ -26,10 +26,14 @@ NO_IDS = torch.empty(0, dtype=torch.int64)
 
 @dataclass(slots=True)
 class Row:
-    """A sequence's row: how many tokens of the answer the host's tells of, or -1 where it is to be made anew.
+    """The row of one sequence.
 
-    `ruled_out` are ids that rules have ruled out, `allowed` bits of what a grammar has left. `changed` are the entries
-    that the device may not have yet, None for all.
+    Attributes:
+        index: which row of the tables it is.
+        tokens: how many tokens of the answer are counted in the host's row; -1 where that is to be made anew.
+        ruled_out: the ids that rules have ruled out in it.
+        allowed: a bit for each token that a grammar allows in it.
+        changed: the entries that the device may not have yet; None for all.
     """
 
     index: int
@@ -40,10 +44,10 @@ class Row:
 
 
 class TokenTables:
-    """As many rows as a pass has requests. Their entries are those of `drawing`.
+    """As many rows as a pass has requests, in both places; `drawing` says what their entries mean.
 
-    The host's are brought up to date by what a sequence knows, and the device gets what has changed since a pass chose
-    by them: nothing that happens to a pass spoils them. On a CPU both are the same memory.
+    The host's rows follow from what the sequences know, and the device is sent all that has changed since a pass last
+    chose by them, so a pass that fails spoils no row. On a CPU both places are the same memory.
     """
 
     def __init__(self, device: Device, max_requests: int, vocabulary_size: int) -> None:
@@ -60,7 +64,7 @@ class TokenTables:
         return max_requests * vocabulary_size * torch.int32.itemsize
 
     def has(self, sampler: Sampler) -> bool:
-        """Whether its row is there, and little is left to do for its next token."""
+        """Whether its row is there, and is brought up to date in little time."""
         return sampler in self._rows and sampler.grammar is None
 
     def view(self, memory: Memory) -> torch.Tensor:
@@ -68,7 +72,7 @@ class TokenTables:
         return memory.tensor.view(torch.int32).view(-1, self._size)
 
     def assign(self, samplers: Collection[Sampler]) -> None:
-        """See that these have rows: those of sequences that have ended, else of others that are not in this pass."""
+        """Give these samplers rows. Ended sequences leave theirs; if that is not enough, those not in the pass do."""
         missing = [one for one in samplers if one not in self._rows]
         leaving = [one for one in self._rows if one.ended]
         if missing:
@@ -134,7 +138,7 @@ class TokenTables:
         row.ruled_out, row.allowed = NO_IDS, allowed
 
     def sent(self, sampler: Sampler) -> None:
-        """Take note that the device has its row as the host has it: a pass has chosen by it."""
+        """Take note that the device has the same row as the host, as a pass has chosen by it."""
         self._rows[sampler].changed = ()
 
 

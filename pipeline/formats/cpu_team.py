@@ -24,6 +24,7 @@ class Team:
     """Threads that begin when they are first needed, and last as long as the process; they serve all models."""
 
     def __init__(self) -> None:
+        cpu_waiting.make_ready()
         self._shared = np.zeros(SHARED, np.int64)
         self._shared[TICKETS] = CLOSED
         self._threads: list[threading.Thread] = []

@@ -1,4 +1,9 @@
-"""How the threads of a `cpu_team` wait for work, and do it. Compiled, so that they hold no interpreter lock."""
+"""How the threads of a `cpu_team` wait for work, and do it. Compiled, so that they hold no interpreter lock.
+
+Nothing is compiled where this is imported: LLVM ends the process where a CPU lacks an instruction.
+"""
+
+import functools
 
 from numba import njit, types
 
@@ -20,7 +25,7 @@ SIGNATURE = (types.int64,)
 TEAM, NUMBER = types.int64[::1], types.int64
 
 
-@njit(types.void(NUMBER, NUMBER), nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def do(address, count):
     """Do the works whose words lie there."""
     for work in range(count):
@@ -28,7 +33,7 @@ def do(address, count):
         cpu.call(cpu.word_at(words + FIRST * 8), words)
 
 
-@njit(types.void(TEAM), nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def serve(team):
     """What a thread of a team does until that ends."""
     seen = cpu.peek(team, CALLS)
@@ -45,7 +50,7 @@ def serve(team):
         seen = cpu.peek(team, CALLS)
 
 
-@njit(types.void(TEAM, NUMBER, NUMBER, NUMBER), nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def lead(team, threads, address, count):
     """Let so many threads of the team do the works, with this one; returns when all is done, and none looks at them."""
     cpu.swap(team, WORKS, address)
@@ -69,9 +74,21 @@ def lead(team, threads, address, count):
         left = cpu.peek(team, LEFT)
 
 
-@njit(types.void(TEAM), nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def end(team):
     """Let the threads of a team end."""
     cpu.swap(team, ENDS, 1)
     cpu.claim(team, CALLS, 1)
     cpu.wake(team, CALLS, 1 << 30)
+
+
+@functools.cache
+def make_ready() -> None:
+    """Compile what is above, or load it from numba's cache; at once, as later it would delay work and other threads.
+
+    Once only: in a child that was forked while another thread compiled, numba would wait for that thread for ever.
+    """
+    do.compile((NUMBER, NUMBER))
+    serve.compile((TEAM,))
+    lead.compile((TEAM, NUMBER, NUMBER, NUMBER))
+    end.compile((TEAM,))

@@ -1,5 +1,6 @@
 """Threads that do work together without the interpreter lock."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ pytest.importorskip("numba", reason="needs numba")
 from numba import carray, njit
 
 from pipeline.formats import cpu_instructions as cpu
+from pipeline.formats import cpu_waiting
 from pipeline.formats.cpu_team import Team, do_together, entry, team
 from pipeline.formats.cpu_waiting import CALLS, CLAIMED, FIRST, LEFT, SLEEPING, TICKETS, WORDS
 
@@ -134,6 +136,22 @@ def test_a_child_that_was_forked_has_a_team_of_its_own() -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+def test_nothing_is_compiled_by_an_import_as_other_cpus_lack_an_instruction() -> None:
+    spec = importlib.util.find_spec(cpu_waiting.__name__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert not any(one.signatures for one in (module.do, module.serve, module.lead, module.end))
+
+
 def test_a_process_ends_while_its_threads_sleep() -> None:
-    source = "from pipeline.formats.cpu_team import team; team().do([], 3)"
+    ready = "all(one.signatures for one in (waiting.do, waiting.serve, waiting.lead, waiting.end))"
+    source = f"""
+from pipeline.formats import cpu_waiting as waiting
+from pipeline.formats.cpu_team import team
+team()
+assert {ready}, "the first work would wait for a compiler"
+team().do([], 3)
+"""
     subprocess.run([sys.executable, "-c", source], cwd=Path(__file__).parents[2], check=True, timeout=60)

@@ -64,6 +64,10 @@ def told_by(status: ApplicationStatus, message: str) -> Any:
     )
 
 
+def late(**options: Any) -> None:
+    raise Exception("the node timed out during startup")  # as Ray does, by this class
+
+
 def test_what_can_never_work_is_refused_before_serve_is_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +78,9 @@ def test_what_can_never_work_is_refused_before_serve_is_started(
         pass
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
     with pytest.raises(ResourceError, match=r"no cluster of Ray can be had: .*RAY_ADDRESS"), replica_process._cluster():
+        pass
+    monkeypatch.setattr(replica_process.ray, "init", late)
+    with pytest.raises(ResourceError, match=r"no cluster of Ray can be had: the node"), replica_process._cluster():
         pass
     for arguments, message in (
         (["--replicas", "none"], "replicas: need a number from 1 to 4096, or 'auto', have 'none'"),

@@ -6,10 +6,9 @@ import dataclasses
 import statistics
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.api import Model
-from pipeline.checkpoints.config_alone import config_alone
+from pipeline.checkpoints.config_alone import ConfigAlone, config_alone
 from pipeline.config import Config
 from pipeline.devices.open import open_device
 from pipeline.errors import ConfigError
@@ -20,7 +19,7 @@ from pipeline.system.table import print_json
 from pipeline.tools.bench.expert_planning import ExpertOutlook
 from pipeline.tools.bench.floors import refuse_experts
 from pipeline.tools.bench.machine_rates import measure_rates
-from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan_alone, plan_model
+from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan_alone, plan_model, sized
 from pipeline.tools.bench.steady_passes import steady_pass_seconds
 from pipeline.tools.commands.plan_machine import told_machine
 from pipeline.tools.commands.plan_several import plan_several
@@ -51,7 +50,7 @@ def plan_forecast(options: argparse.Namespace) -> None:
     longest = options.batch_tokens + 1 if options.check and options.batch_tokens >= DEFAULT_CONTEXT_TOKENS else None
     context_tokens = settings.context_tokens or longest
     settings = dataclasses.replace(settings, max_tokens_per_pass=most, context_tokens=context_tokens)
-    routing = None if options.routing is None else _decoding(options.routing)
+    routing = None if options.routing is None else _decoding(options, settings, alone)
     if options.nodes is not None or settings.devices is not None:
         plan_several(options, settings, alone, told, routing)
         return
@@ -80,11 +79,15 @@ def _check_checking(options: argparse.Namespace, *, elsewhere: bool, alone: bool
     refuse_experts(options.model, "--check")
 
 
-def _decoding(path: Path) -> RecordedRouting:
-    routing = read_routing(path)
+def _decoding(options: argparse.Namespace, settings: Config, alone: ConfigAlone | None) -> RecordedRouting:
+    with sized(options.model, alone, settings) as (model, _, _):
+        if not model.expert_kinds:
+            why = f"says which experts passes use, of which {options.model} has none"
+            raise ConfigError(f"--routing {options.routing}: {why}; leave it out")
+    routing = read_routing(options.routing)
     if routing.decoded_tokens < FEWEST_TOKENS:
         have = f"of {FEWEST_TOKENS} decoded tokens or more, have {routing.decoded_tokens}"
-        raise ConfigError(f"--routing {path}: need a recording {have}; record a longer run")
+        raise ConfigError(f"--routing {options.routing}: need a recording {have}; record a longer run")
     return routing
 
 

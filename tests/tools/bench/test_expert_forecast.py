@@ -251,5 +251,8 @@ def test_what_no_forecast_can_follow_from_is_refused(
     write_routing(tmp_path / "routing", synthetic_routing(tokens=3))
     assert main(["plan", str(checkpoint), "--routing", str(tmp_path / "routing")]) == 1
     assert "need a recording of 8 decoded tokens or more, have 3" in capsys.readouterr().err
+    for dense in ("bundled", "llama-3-8b"):
+        assert main(["plan", dense, "--routing", str(tmp_path / "routing")]) == 1
+        assert "says which experts passes use, of which" in capsys.readouterr().err
     assert main(["plan", str(checkpoint), "--check", "2"]) == 1
     assert "--check: need a model whose passes all read the same" in capsys.readouterr().err

@@ -115,7 +115,8 @@ def test_a_plan_that_just_fits_passes() -> None:
 
 def test_a_plan_that_cannot_fit_names_the_place_need_have_and_who_holds_what() -> None:
     assert plan(3 * GIGABYTE - 1, 100 * GIGABYTE).shortage() == (
-        "host memory: need 3 GB, have 3 GB (4 slots 2 GB [host_groups]; rows 1 GB [max_tokens_per_pass])"
+        "host memory: need 3 GB, have 3 GB, 1 B too little "
+        "(4 slots 2 GB [host_groups]; rows 1 GB [max_tokens_per_pass])"
     )
     assert not plan(3 * GIGABYTE - 1, 100 * GIGABYTE).fits()
     assert plan(100 * GIGABYTE, 7 * GIGABYTE).shortage().startswith("device memory: need 8 GB, have 7 GB ")

@@ -49,6 +49,8 @@ class MemoryPlan:
         place = self.short_places()[0]
         under = f"under {self.bounds[place]}, beside threads " if place in self.bounds else ""
         need, have = human_bytes(self.need(place)), human_bytes(self.available[place])
+        if need == have:  # in three digits
+            have += f", {human_bytes(self.need(place) - self.available[place])} too little"
         held = [f"{one.holder} {human_bytes(one.nbytes)}{one.advice}" for one in self.held(place)]
         return f"{place} memory: need {need}, have {have} {under}({'; '.join(held)})"
 

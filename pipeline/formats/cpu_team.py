@@ -19,6 +19,9 @@ import torch
 from pipeline.formats import cpu_waiting
 from pipeline.formats.cpu_waiting import CLOSED, FIRST, SHARED, SIGNATURE, TICKETS, WORDS
 
+LONGEST_SECONDS = 1.0
+"""For which the end of a process waits for a thread."""
+
 
 class Team:
     """Threads that begin when they are first needed, and last as long as the process; they serve all models."""
@@ -28,40 +31,39 @@ class Team:
         self._shared = np.zeros(SHARED, np.int64)
         self._shared[TICKETS] = CLOSED
         self._threads: list[threading.Thread] = []
-        self._leads = threading.Lock()
+        self._begins = threading.Lock()
 
     def do(self, works: Sequence[Sequence[int]], threads: int) -> None:
         """Do all works on so many threads, this one among them; alone where another one leads the team now.
 
-        A work is the `entry` of its kernel, and what that is given. Raises RuntimeError where a thread cannot begin.
+        A work is the `entry` of its kernel, and what that is given. Works are done at once, so that none may need what
+        another one gives. Raises RuntimeError where a thread cannot begin.
         """
         table = np.zeros((len(works), WORDS), np.int64)
         for words, work in zip(table, works, strict=True):
             words[FIRST : FIRST + len(work)] = work
         address = table.__array_interface__["data"][0]
-        if threads < 2 or not self._leads.acquire(blocking=False):
+        if threads < 2:
             cpu_waiting.do(address, len(works))
             return
-        try:
-            while len(self._threads) < threads - 1:
-                self._begin()
-            cpu_waiting.lead(self._shared, threads - 1, address, len(works))
-        finally:
-            self._leads.release()
+        if len(self._threads) < threads - 1:
+            self._begin(threads - 1)
+        cpu_waiting.lead(self._shared, threads - 1, address, len(works))
 
     def end(self) -> None:
-        """Let the threads end, and wait for them; unless one leads them, as may be when the process ends."""
-        if self._leads.acquire(blocking=False):
+        """Let the threads end, and wait for them; none may lead them, unless the process ends."""
+        with self._begins:
             cpu_waiting.end(self._shared)
             while self._threads:
-                self._threads.pop().join()
-            self._leads.release()
+                self._threads.pop().join(LONGEST_SECONDS)
 
-    def _begin(self) -> None:
-        name = f"cpu-team-{len(self._threads)}"
-        thread = threading.Thread(target=cpu_waiting.serve, args=[self._shared], name=name, daemon=True)
-        thread.start()
-        self._threads.append(thread)
+    def _begin(self, count: int) -> None:
+        with self._begins:
+            while (index := len(self._threads)) < count:
+                name = f"cpu-team-{index}"
+                thread = threading.Thread(target=cpu_waiting.serve, args=[self._shared], name=name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
 
 
 @functools.cache

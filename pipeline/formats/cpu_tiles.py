@@ -172,17 +172,17 @@ class _Tile:
 @functools.cache
 def products(kind: int, how: int, scaled: int, tokens: int) -> Any:
     """Work of a team: multiply by a matrix of one of the kinds above, `tokens` rows of x at once; those that are left
-    over are taken with some that were taken before. The words are those of `cpu_decoding.TileMatrix`, scaled as SCALES
-    says. Threads claim `step` rows of the matrix at a time.
+    over with some that were taken before. The words are those of `cpu_decoding.TileMatrix`, scaled as SCALES says.
     """
     tile_rows, scale_item = {1: TILE_ROWS_OF_ONE, WIDE_TOKENS: WIDE_ROWS}.get(tokens, TILE_ROWS), SCALES[scaled]
     item, per_pair = (np.uint16, 2) if kind == DENSE else (np.uint8, 2 if kind == FP8_KIND else 1)
+    length, first = WORDS, FIRST + 1  # of another file: numba's cache looks at this one, and at what a kernel encloses
 
     @njit(cache=True, nogil=True, error_model="numpy")
     def multiply(address):
-        words = carray(cpu.at_address(address), (WORDS,), np.int64)
-        rows, count, step, zero_step, half_group, groups, row_pairs = words[FIRST + 1 : FIRST + 8]
-        numbers, scales, meanings, zeros, x, bias, out = words[FIRST + 8 : FIRST + 15]
+        words = carray(cpu.at_address(address), (length,), np.int64)
+        rows, count, step, zero_step, half_group, groups, row_pairs = words[first : first + 7]
+        numbers, scales, meanings, zeros, x, bias, out = words[first + 7 : first + 14]
         weights = (
             carray(cpu.at_address(numbers), (rows, row_pairs * per_pair), item),
             carray(cpu.at_address(scales), (rows, groups), scale_item),
@@ -255,13 +255,13 @@ def grouped_products(kind: int, how: int, scaled: int) -> Any:
     addresses of numbers and scales, which are scaled as SCALES says, the column of the output where its products begin,
     and where its rows of x begin and end. Rows, and those claimed, are multiples of `TILE_ROWS_OF_ONE`.
     """
-    item, scale_item = np.uint8 if kind == FP8_KIND else np.uint16, SCALES[scaled]
+    item, scale_item, length, first = np.uint8 if kind == FP8_KIND else np.uint16, SCALES[scaled], WORDS, FIRST + 1
 
     @njit(cache=True, nogil=True, error_model="numpy")
     def multiply(address):
-        words = carray(cpu.at_address(address), (WORDS,), np.int64)
-        rows, columns, groups, shift, step, matrices, places, out_columns = words[FIRST + 1 : FIRST + 9]
-        lines, x, bias, out = words[FIRST + 9 : FIRST + 13]
+        words = carray(cpu.at_address(address), (length,), np.int64)
+        rows, columns, groups, shift, step, matrices, places, out_columns = words[first : first + 8]
+        lines, x, bias, out = words[first + 8 : first + 12]
         table = carray(cpu.at_address(lines), (matrices, 5), np.int64)
         x_PD = carray(cpu.at_address(x), (places, columns), np.uint16)
         bias_F = carray(cpu.at_address(bias), (out_columns,), np.float32)

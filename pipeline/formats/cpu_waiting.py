@@ -12,10 +12,11 @@ from pipeline.formats import cpu_instructions as cpu
 CLAIMED, FIRST, WORDS = 0, 8, 32
 """Of the words that a kernel is given: the one that counts what is claimed, in a cache line of its own; where those
 that the caller gives begin; and how many there are."""
-SHARED = 64
-CALLS, SLEEPING, TICKETS, LEFT, WAITING, ENDS, WORKS, COUNT = range(0, SHARED, 8)
+SHARED = 72
+CALLS, SLEEPING, TICKETS, LEFT, WAITING, ENDS, WORKS, COUNT, LED = range(0, SHARED, 8)
 """What the threads of a team share, each in a cache line of its own: how often work came; threads that sleep; how many
-more may take part; how many have done so; whether the caller sleeps; whether all is over; the works, and how many."""
+more may take part; how many have done so; whether the caller sleeps; whether all is over; the works, and how many;
+whether a caller leads them."""
 CLOSED = -(1 << 40)
 """Tickets that no thread makes a number above 0 of."""
 PATIENCE = 2000
@@ -52,7 +53,13 @@ def serve(team):
 
 @njit(nogil=True, cache=True)
 def lead(team, threads, address, count):
-    """Let so many threads of the team do the works, with this one; returns when all is done, and none looks at them."""
+    """Let so many threads of the team do the works, with this one; returns when all is done, and none looks at them.
+
+    This one does them alone where another caller leads the team.
+    """
+    if cpu.swap(team, LED, 1):
+        do(address, count)
+        return
     cpu.swap(team, WORKS, address)
     cpu.swap(team, COUNT, count)
     cpu.swap(team, LEFT, 0)
@@ -72,6 +79,7 @@ def lead(team, threads, address, count):
             cpu.swap(team, WAITING, 1)
             cpu.sleep_while(team, LEFT, left)
         left = cpu.peek(team, LEFT)
+    cpu.swap(team, LED, 0)
 
 
 @njit(nogil=True, cache=True)

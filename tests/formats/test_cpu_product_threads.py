@@ -10,6 +10,7 @@ from pipeline.formats import decoding
 from pipeline.formats.decoding import decoded_product
 from pipeline.formats.fp8 import Float8, Float8Matrix
 
+SIGNATURE = ("int64",)
 cpu_products = pytest.importorskip("pipeline.formats.cpu_products", reason="needs numba", exc_type=ImportError)
 pytestmark = pytest.mark.skipif(not cpu_products.HAS_DOTS, reason="needs AVX-512 BF16")
 ROWS, COLUMNS = 70, 256
@@ -57,3 +58,19 @@ def test_what_torch_decodes_is_multiplied_by_on_all_threads(monkeypatch: pytest.
     finally:
         torch.set_num_threads(threads)
     assert len(names) == 2
+
+
+def test_a_kernel_is_compiled_anew_where_its_words_lie_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What numba keeps it finds by the kernel's file, and those are said in another one."""
+    tiles = cpu_products.cpu_tiles
+
+    def keys() -> list[Any]:
+        made = tiles.products.__wrapped__(tiles.DENSE, 0, 0, 1), tiles.grouped_products.__wrapped__(tiles.DENSE, 0, 0)
+        return [one._cache._index_key(SIGNATURE, one.targetctx.codegen()) for one in made]
+
+    before = keys()
+    assert keys() == before
+    for name in ("WORDS", "FIRST"):
+        with monkeypatch.context() as changed:
+            changed.setattr(tiles, name, getattr(tiles, name) + 8)
+            assert all(one != other for one, other in zip(before, keys(), strict=True))

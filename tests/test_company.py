@@ -10,7 +10,7 @@ from support.cases import cases, in_turn
 from support.company import DTYPES, PROMPTS, ROOM, alone, ask, save
 
 from pipeline import Model
-from pipeline.models import decoder
+from pipeline.models import decoder, pass_attention
 
 MODES = (False, True)
 """Of `batch_invariant`: the same holds on this device without it."""
@@ -87,6 +87,31 @@ async def test_nor_does_a_window(dtype: str, batch_invariant: bool, tmp_path: Pa
     expected = await alone(tmp_path, **mode)
     async with Model.open(tmp_path, **{**ROOM, **mode, "max_tokens_per_pass": 23}) as model:
         assert await asyncio.gather(*(ask(model, index) for index in range(len(PROMPTS)))) == expected
+
+
+async def test_nor_does_it_where_all_answers_attend_in_one_compiled_call(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu_attention = pytest.importorskip("pipeline.models.cpu_attention", reason="needs numba", exc_type=ImportError)
+    attend_answers, most = cpu_attention.attend_answers, 0
+
+    def counted(q_TNH: Any, memory: Any, sequences: Any, *rest: Any) -> Any:
+        nonlocal most
+        most = max(most, sum(not one.ended() for one in sequences))
+        return attend_answers(q_TNH, memory, sequences, *rest)
+
+    monkeypatch.setattr(cpu_attention, "attend_answers", counted)
+    monkeypatch.setattr(pass_attention, "is_compiled", lambda kind: True)
+    pass_attention._compiled.cache_clear()
+    try:
+        async with Model.open(checkpoint, **ROOM, dtype="bfloat16") as model:
+            most = 0  # without what opening has tried out
+            expected = [await ask(model, index) for index in range(len(PROMPTS))]
+            assert most == 1
+            assert await asyncio.gather(*(ask(model, index) for index in range(len(PROMPTS)))) == expected
+            assert most > 1
+    finally:
+        pass_attention._compiled.cache_clear()
 
 
 @pytest.mark.parametrize(("dtype", "batch_invariant"), IN_TURN)

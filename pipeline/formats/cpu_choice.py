@@ -30,20 +30,23 @@ _chosen: dict[tuple[object, ...], bool] = {}
 
 
 def load_kernels(
-    tensors: Iterable[tuple[str, int]], dtype: str, *, on_cpu: bool, quantised: bool, leaves_experts: bool
+    tensors: Iterable[tuple[str, int]],
+    dtype: str,
+    *,
+    on_cpu: bool,
+    quantised: bool,
+    attends: bool,
+    leaves_experts: bool,
 ) -> None:
     """Load what compiles kernels, if some may be used: a plan that is drawn up behind it finds its memory taken.
 
-    `tensors` are dtypes, in the words of safetensors, and bytes; `dtype` is that of the settings. `leaves_experts`: a
-    GPU leaves some to the CPU.
+    `tensors` are dtypes, in the words of safetensors, and bytes; `dtype` is that of the settings. In bf16 there is a
+    kernel that `attends`. `leaves_experts`: a GPU leaves some to the CPU.
     """
-    in_bf16 = dtype in ("auto", "bfloat16")
-    if leaves_experts or (on_cpu and (quantised or (in_bf16 and _has_large(tensors)))):
+    in_bf16 = [nbytes for stored, nbytes in tensors if stored == "BF16" and dtype in ("auto", "bfloat16")]
+    large = any(cpu_compiled.is_large(torch.bfloat16, 2 * nbytes) for nbytes in in_bf16)
+    if leaves_experts or (on_cpu and (quantised or large or (attends and (in_bf16 or dtype == "bfloat16")))):
         cpu_compiled.kernels()
-
-
-def _has_large(tensors: Iterable[tuple[str, int]]) -> bool:
-    return any(dtype == "BF16" and cpu_compiled.is_large(torch.bfloat16, 2 * nbytes) for dtype, nbytes in tensors)
 
 
 @cpu_kept.keeping()

@@ -1,4 +1,5 @@
-"""What numba compiles for a CPU, where it is installed: what decodes quantised matrices, and multiplies rows in bf16.
+"""What numba compiles for a CPU, where it is installed: what decodes quantised matrices, multiplies rows in bf16, and
+attends.
 
 Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 """
@@ -23,13 +24,16 @@ def kernels() -> ModuleType | None:
         cpu_decoding.try_out()
     except ImportError as error:
         logger.info(
-            "torch decodes quantised matrices, and multiplies; numba, of the extra [cpu], would be faster (%s)", error
+            "torch decodes quantised matrices, multiplies and attends; numba, of the extra [cpu], would be faster (%s)",
+            error,
         )
         return None
     except Exception as error:
         name = type(error).__name__
         logger.warning(
-            "torch decodes quantised matrices, and multiplies, since numba could not compile: %s: %s", name, error
+            "torch decodes quantised matrices, multiplies and attends, since numba could not compile: %s: %s",
+            name,
+            error,
         )
         return None
     return cpu_decoding

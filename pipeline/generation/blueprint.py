@@ -26,6 +26,7 @@ from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups, plan_groups
 from pipeline.groups.remarks import remarks
 from pipeline.models.model_config import ModelConfig
+from pipeline.models.pass_attention import is_compiled
 from pipeline.models.ropes import DynamicScaling
 from pipeline.models.specs import expert_specs, group_specs
 from pipeline.system.host_memory import give_freed_back
@@ -113,8 +114,10 @@ def load_kernels(model: ModelConfig, checkpoint: Checkpoint, settings: Config, d
     leaves_experts = bool(settings.cpu_experts and model.expert_kinds and not on_cpu)
     # Of the embedding rows are taken, and the head is multiplied by in slices.
     entries = [one for one in checkpoint.tensors.values() if one.shape[:1] != (model.vocabulary_size,)]
-    stored = [(one.dtype, one.length) for one in entries]
-    cpu_choice.load_kernels(stored, settings.dtype, on_cpu=on_cpu, quantised=quantised, leaves_experts=leaves_experts)
+    stored, attends = [(one.dtype, one.length) for one in entries], any(map(is_compiled, model.attentions))
+    cpu_choice.load_kernels(
+        stored, settings.dtype, on_cpu=on_cpu, quantised=quantised, attends=attends, leaves_experts=leaves_experts
+    )
 
 
 def draw_up(

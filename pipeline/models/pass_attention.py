@@ -1,4 +1,5 @@
-"""Attention of all tokens of a pass: at once where a GPU has kernels for it, else sequence by sequence.
+"""Attention of all tokens of a pass: at once where a GPU has kernels for it, else sequence by sequence, but for tokens
+of answers where a CPU has a kernel for these.
 
 Shape letters in names: T tokens of this pass, N query heads, K kv heads, H head dim, that of values where these are
 narrower.
@@ -10,19 +11,25 @@ from types import ModuleType
 
 import torch
 
+from pipeline.formats import cpu_compiled
 from pipeline.models.attention import CPU_CELL, GPU_CELL, LayerKV, attend
 from pipeline.models.formula_attention import needs_formula
 from pipeline.models.layers import Attention
 from pipeline.models.pass_rows import (
     ANSWERS_AT_ONCE,
+    CPU_ANSWERS_AT_ONCE,
     FEW_TILE_ROWS,
     MOST_TILE_PARTS,
+    PART,
     Rows,
     SequenceRows,
     parts_for,
 )
 from pipeline.models.rotary import Rotary, rotate, rotate_queries
 from pipeline.models.triton_kernels import kernels_of
+
+LANES, LEAST_CHANNELS = 16, 1024
+"""Channels of a vector; and of all heads for which numba, which takes memory, is loaded."""
 
 
 def attend_all(
@@ -48,7 +55,16 @@ def attend_all(
     if turn:
         q_TNH, keys_TKH = rotate_queries(q_TNH, turn), rotate(keys_TKH, turn)
     kv.write(rows, keys_TKH, values_TKH)
-    mixed = [_attend_rows(q_TNH[one.begin : one.end], kv, one, kind, sinks_N) for one in rows.by_sequence()]
+    sequences = rows.by_sequence()
+    fast = _compiled(q_TNH.device, q_TNH.dtype, kind)
+    if fast and any(one.prompts < one.end - one.begin for one in sequences):
+        answers_TA: torch.Tensor = fast.attend_answers(q_TNH, kv.memory, sequences, kind, sinks_N)
+        for one in sequences:
+            prompt = slice(one.begin, one.begin + one.prompts)
+            if one.prompts:
+                answers_TA[prompt] = _attend_rows(q_TNH[prompt], kv, one, kind, sinks_N)
+        return answers_TA
+    mixed = [_attend_rows(q_TNH[one.begin : one.end], kv, one, kind, sinks_N) for one in sequences]
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
@@ -69,10 +85,34 @@ def scratch_bytes(kind: Attention, device: torch.device, dtype: torch.dtype, row
         scores = positions * CPU_CELL * (kind.heads * torch.float32.itemsize + 2 * torch.bool.itemsize)
         one_by_one = max(one_by_one + wide, (wide or one_by_one) + scores)
     if device.type != "cuda":
-        return one_by_one
+        at_once = min(rows, CPU_ANSWERS_AT_ONCE) if dtype is torch.bfloat16 and is_compiled(kind) else 0
+        parts = 2 * -(-context_tokens // PART) + 3  # groups are filled up to less than twice; queries, too, in fp32
+        return max(one_by_one, at_once * kind.heads * parts * (kind.head_dim + 2) * torch.float32.itemsize)
     of_answers = min(rows, ANSWERS_AT_ONCE) * kind.heads * parts_for(context_tokens)
     parts = 2 * of_answers + FEW_TILE_ROWS * MOST_TILE_PARTS  # answers have those of recorded kernels, and of others
     return max(one_by_one, parts * (kind.head_dim + 2) * torch.float32.itemsize)
+
+
+def is_compiled(kind: Attention) -> bool:
+    """Whether a CPU has a kernel of numba for answers in bf16: where it multiplies in bf16 by itself, as for large
+    matrices. Capped scores stay with torch, and values that are parts of keys.
+    """
+    fits = kind.keeps_values and kind.softcap is None and kind.head_dim % LANES == 0
+    return fits and kind.heads * kind.head_dim >= LEAST_CHANNELS and cpu_compiled.has_dots()
+
+
+@functools.cache
+def _compiled(device: torch.device, dtype: torch.dtype, kind: Attention) -> ModuleType | None:
+    """Return what computes answers at once on a CPU; None where torch does, by the kind and the machine alone.
+
+    Raises ResourceError where what is compiled cannot be kept.
+    """
+    if device.type != "cpu" or dtype is not torch.bfloat16 or not is_compiled(kind) or cpu_compiled.kernels() is None:
+        return None
+    from pipeline.models import cpu_attention
+
+    cpu_attention.make_ready(kind)
+    return cpu_attention
 
 
 @functools.cache

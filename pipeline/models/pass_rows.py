@@ -18,8 +18,9 @@ PART, MOST_PARTS = 256, 32
 """The positions of a token of an answer are cut into at most so many parts, each of a multiple of so many."""
 FEW_PARTS = 4
 """Short contexts have no more, and fewer programs are launched for them."""
-ANSWERS_AT_ONCE = 256
-"""More answers than that, which are computed anew after a failure, take turns: their parts need memory."""
+ANSWERS_AT_ONCE, CPU_ANSWERS_AT_ONCE = 256, 32
+"""More answers than that, which are computed anew after a failure, take turns: their parts need memory. On a CPU, where
+they are as many as it takes of `PART`, so are those of more requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,11 @@ class SequenceRows:
     state_write: int = -1
     snapshots: Sequence[tuple[int, int]] = ()
     choices: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def prompts(self) -> int:
+        """How many of its rows are tokens of its prompt: the first ones."""
+        return min(max(self.prompt_tokens - self.start, 0), self.end - self.begin)
 
 
 @dataclass(frozen=True, slots=True)

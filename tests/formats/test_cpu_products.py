@@ -176,6 +176,11 @@ def test_kernels_for_large_matrices_are_ready_before_the_first_pass(
         ([], "float32", {"on_cpu": True, "quantised": True}, True),
         ([], "auto", {"quantised": True}, False),
         ([], "auto", {"leaves_experts": True}, True),
+        ([("BF16", 2)], "auto", {"on_cpu": True, "attends": True}, True),
+        ([("BF16", 2)], "float32", {"on_cpu": True, "attends": True}, False),
+        ([("BF16", 2)], "auto", {"attends": True}, False),
+        ([("F32", 2)], "auto", {"on_cpu": True, "attends": True}, False),
+        ([("F32", 2)], "bfloat16", {"on_cpu": True, "attends": True}, True),
     ],
 )
 def test_what_compiles_kernels_is_loaded_where_some_may_be_used(
@@ -188,13 +193,13 @@ def test_what_compiles_kernels_is_loaded_where_some_may_be_used(
     loaded = list[bool]()
     monkeypatch.setattr(cpu_compiled, "LEAST_NUMBERS", 4096)  # with one beside it, as gate and up lie
     monkeypatch.setattr(cpu_compiled, "kernels", lambda: loaded.append(True))
-    given = {"on_cpu": False, "quantised": False, "leaves_experts": False, **settings}
+    given = {"on_cpu": False, "quantised": False, "attends": False, "leaves_experts": False, **settings}
     cpu_choice.load_kernels(tensors, dtype, **given)
     assert bool(loaded) == expected
     monkeypatch.setattr(cpu_compiled, "has_dots", lambda: False)
     loaded.clear()
     cpu_choice.load_kernels(tensors, dtype, **given)
-    assert bool(loaded) == (expected and not tensors)
+    assert bool(loaded) == (expected and (not tensors or "attends" in settings))
 
 
 @pytest.mark.parametrize(("dots", "amx"), [(True, False), (True, True), (False, False)])

@@ -183,14 +183,12 @@ class ExpertStore:
 
     def hint(self, layer: int, experts: Sequence[int]) -> None:
         """Say which experts a layer will probably want, the likeliest first. Some come ahead, behind what is wanted."""
-        here = self._places[-1].cache
-        self._hints.ask([(layer, index) for index in experts if (layer, index) not in here])
+        self._hints.ask(self._not_here(layer, experts))
         self._more.set()
 
     def guess(self, layer: int, experts: Sequence[int]) -> None:
         """Say which experts the next layer that has some wants perhaps, the likeliest first: see `Guesses`."""
-        here = self._places[-1].cache
-        self._guesses.ask([(layer, index) for index in experts if (layer, index) not in here])
+        self._guesses.ask(self._not_here(layer, experts))
         self._more.set()
 
     def guess_of(self, message: Message[Slot | None]) -> Guess | None:
@@ -232,6 +230,12 @@ class ExpertStore:
         if self.told is not None:
             self.told(layer, len(experts), found, len(on_host))
         return found[-1].hits
+
+    def _not_here(self, layer: int, experts: Sequence[int]) -> list[Expert]:
+        """Those that may come ahead: not kept where they are computed, nor among those that the host computes now."""
+        here = self._places[-1].cache
+        each = [(layer, index) for index in experts]
+        return [one for one in each if one not in here and one not in self._on_host]
 
     def _expert(self, message: Message[Slot]) -> Expert:
         return message.layer, self._indices[message.group]

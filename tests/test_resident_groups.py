@@ -58,11 +58,11 @@ async def line_stands_full(model: Model) -> None:
 @pytest.mark.parametrize(("variant", "device"), in_turn(tiny_models.UNLIKE, DEVICES))
 async def test_every_family_says_the_same(variant: str, device: str, tmp_path: Path) -> None:
     await asyncio.to_thread(tiny_models.save, variant, tmp_path, 2)
-    settings = settings_with_groups(tmp_path, 0.3, 0.3, device=device)
+    # Of a longer context a plan with a limit gives up the size of a pass, and keeps more groups than the shares say.
+    settings = settings_with_groups(tmp_path, 0.3, 0.3, device=device, context_tokens=tiny_models.MAX_POSITIONS)
     async with Model.open(tmp_path, **settings) as model:
         residency = model.runtime.residency
-        all_on_device = len(residency.stays("device")) == len(model.runtime.catalog.order)  # of few groups these may be
-        assert residency.stays("host") or all_on_device
+        assert residency.stays("host")
         assert bool(residency.stays("device")) == (device == "cpu-copy")
         first, second = await generate(model), await generate(model)
     assert first == second == await everything_moves(tmp_path, device=device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
+import pytest
 from support.expert_lines import ExpertWorld, expert_world
 
 from actors.core.expert_store import Split
@@ -74,5 +75,19 @@ def test_what_comes_ahead_is_copied() -> None:
         assert asked == [([], [0]), ([], [3])]
         assert copies(world) == 1
         assert world.store.statistics().hints.useful == 1
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("ahead", ["hints", "guesses"])
+def test_what_is_left_there_is_not_sent_ahead_for_the_same_layer(ahead: str) -> None:
+    """It would be handed on without a copy, and count as what the device has."""
+
+    async def main() -> None:
+        world, asked = expert_world([8, 8], experts=TOTAL), list[tuple[list[int], list[int]]]()
+        await world.run([(0, [1], False)] * 3, split=noting(asked), seconds=3.0, **{ahead: [[1], [1]]})
+        assert asked == [([], [1]), ([1], []), ([1], [])]
+        assert world.disk.reads == [(0, "expert.1")]
+        assert not world.device.faults
 
     run_virtual(main())
